@@ -35,6 +35,11 @@ class Link(Protocol):
         ...
 
     @property
+    def bulk_from(self) -> int:
+        """Lanes from this number on are for bulk; equal to `lanes` when the link has none."""
+        ...
+
+    @property
     def peer_address(self) -> tuple[str, int]:
         """The peer's IP address and port as last seen."""
         ...
