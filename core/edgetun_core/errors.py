@@ -82,6 +82,12 @@ class UpstreamBroken(UpstreamError):
     presentation = Presentation(502, 0x09, "OriginBroken", "origin_broken")
 
 
+class OriginBusy(UpstreamError):
+    """Every connection to the origin is taken and the queue for one is full, or took too long."""
+
+    presentation = Presentation(503, 0x0F, "OriginBusy", "origin_busy")
+
+
 class NoSession(UpstreamError):
     """No agent is connected for the tunnel."""
 
@@ -124,6 +130,7 @@ ERRORS_BY_CODE: dict[int, type[EdgetunError]] = {
         UpstreamUnreachable,
         UpstreamTimeout,
         UpstreamBroken,
+        OriginBusy,
         NoSession,
         SessionLost,
         NotFound,
