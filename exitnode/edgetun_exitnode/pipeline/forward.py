@@ -1,0 +1,314 @@
+"""The last stage: chooses a session that serves the tunnel, and passes the exchange down.
+
+Hot path of everything that is not answered at the edge. Per exchange: one small object, two clock reads, one memo lookup
+for the head. While no session is up, visitors wait for at most `reconnect_grace_s`, bounded in number and in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from edgetun_core.errors import Cancelled, Draining, EdgetunError, LimitExceeded, NoSession, SessionLost
+from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
+from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
+from edgetun_core.memo import Memo
+from edgetun_core.snapshot import RouteRule, TunnelRule
+from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
+from edgetun_exitnode.pipeline.answer import refuse
+from edgetun_exitnode.pipeline.forwarded import LoopDetected, build_forwarded_head
+from edgetun_exitnode.pipeline.limits import TooManyConcurrent
+
+MEMO_HEADS = 4096
+MAX_WAITING = 1_000
+"""Visitors of one tunnel that wait for a session; one more is refused at once."""
+MAX_HELD_BYTES = 128 * 1024
+"""Body of a waiting visitor that is kept: what was under way when it was paused."""
+MAX_TRIES = 3
+SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+
+
+class Session(Protocol):
+    """One session (or the origin itself, in one process) that takes exchanges of a tunnel."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink: ...
+
+
+class SessionPool(Protocol):
+    """The sessions that serve one tunnel, see sessions/registry.py."""
+
+    def pick(self, avoid: Session | None) -> Session | None:
+        """The least busy session that takes new exchanges; `avoid` only when there is no other."""
+
+    def wait(self, callback: Callable[[], None], grace_s: float) -> Callable[[], None] | None:
+        """Calls back when a session is up or the grace is over; None when waiting is pointless or too many wait.
+
+        Returns what cancels the wait.
+        """
+
+
+class NoAgent(NoSession):
+    """Nobody serves the tunnel now."""
+
+    def __init__(self, tunnel_id: str) -> None:
+        super().__init__(
+            f"tunnel {tunnel_id} has no agent connected; the laptop is offline or its agent is not running"
+        )
+        self.retry_after_s = 5
+
+
+class ForwardStage:
+    """Passes exchanges of one route to a session of its tunnel."""
+
+    __slots__ = (
+        "_clock",
+        "_max_concurrent",
+        "_memo",
+        "counters",
+        "grace_s",
+        "in_flight",
+        "latency",
+        "pool",
+        "service",
+        "strip",
+        "tunnel_id",
+    )
+
+    def __init__(
+        self,
+        tunnel: TunnelRule,
+        route: RouteRule,
+        pool: SessionPool,
+        counters: TunnelCounters,
+        clock: Callable[[], float],
+    ) -> None:
+        self.tunnel_id = tunnel.id
+        default = tunnel.origins[0].name
+        self.service = tunnel.id if route.origin in ("", default) else f"{tunnel.id}#{route.origin}"
+        self.strip = route.path.rstrip("/").encode() if route.strip_prefix else b""
+        self.grace_s = tunnel.reconnect_grace_s
+        self.pool = pool
+        self.counters = counters
+        self.latency: Histogram = counters.upstream_seconds
+        self.in_flight = 0
+        self._max_concurrent = route.limits.max_concurrent_requests
+        self._clock = clock
+        self._memo: Memo[tuple[RequestHead, str], RequestHead] = Memo(MEMO_HEADS)
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        if self._max_concurrent and self.in_flight >= self._max_concurrent:
+            self.counters.refused += 1
+            return refuse(client, TooManyConcurrent(self._max_concurrent))
+        key = (head, peer.address)
+        prepared = self._memo.get(key)
+        if prepared is None:
+            try:
+                prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
+            except LoopDetected as error:
+                return refuse(client, error)
+            self._memo.put(key, prepared)
+        self.in_flight += 1
+        self.counters.forwarded += 1
+        exchange = _Forwarded(self, prepared, peer, end, client, self._clock())
+        exchange.start(None)
+        return CLOSED if exchange.is_over else exchange
+
+    def now(self) -> float:
+        return self._clock()
+
+
+class _Held:
+    """What came of a request's body before a session was there."""
+
+    __slots__ = ("pieces", "size_bytes", "trailers")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.size_bytes = 0
+        self.trailers: Fields | None = None
+
+
+class _Forwarded:
+    """One exchange on its way down; requester to the session, answering side to the visitor."""
+
+    __slots__ = (
+        "_body_done",
+        "_cancel_wait",
+        "_client",
+        "_end",
+        "_has_answered",
+        "_head",
+        "_held",
+        "_paused",
+        "_peer",
+        "_session",
+        "_sink",
+        "_stage",
+        "_started",
+        "_tries",
+        "is_over",
+    )
+
+    def __init__(
+        self, stage: ForwardStage, head: RequestHead, peer: Peer, end: bool, client: ResponseSink, now: float
+    ) -> None:
+        self._stage = stage
+        self._head = head
+        self._peer = peer
+        self._end = end
+        self._client = client
+        self._started = now
+        self._sink: RequestSink | None = None
+        self._session: Session | None = None
+        self._held: _Held | None = None
+        self._body_done = end
+        self._cancel_wait: Callable[[], None] | None = None
+        self._has_answered = False
+        self._paused = False
+        self._tries = 0
+        self.is_over = False
+
+    def start(self, avoid: Session | None) -> None:
+        """Tries a session, or waits for one."""
+        session = self._stage.pool.pick(avoid)
+        if session is None:
+            self._wait()
+            return
+        self._tries += 1
+        self._session = session
+        sink = session.open(self._head, self._peer, self._end, self)
+        if self.is_over or self._session is not session:
+            return  # answered, or failed and started again, within open
+        self._sink = sink
+        if self._paused:
+            sink.pause_response()
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._send_held(sink, held)
+
+    def _wait(self) -> None:
+        grace_s = self._stage.grace_s - (self._stage.now() - self._started)
+        cancel = self._stage.pool.wait(self._waited, grace_s) if grace_s > 0 else None
+        if cancel is None:
+            self._finish()
+            self._stage.counters.no_session += 1
+            self._client.on_reset(NoAgent(self._stage.tunnel_id))
+            return
+        self._cancel_wait = cancel
+        if not self._body_done:
+            self._client.pause_request()
+
+    def _waited(self) -> None:
+        self._cancel_wait = None
+        if not self.is_over:
+            self.start(None)
+
+    def _send_held(self, sink: RequestSink, held: _Held) -> None:
+        for piece in held.pieces:
+            sink.send_data(piece, False)
+        if held.trailers is not None:
+            sink.send_trailers(held.trailers)
+        elif self._body_done:
+            sink.send_data(b"", True)
+        self._client.resume_request()
+
+    def _finish(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._stage.in_flight -= 1
+            if self._cancel_wait is not None:
+                self._cancel_wait()
+                self._cancel_wait = None
+
+    # From the visitor.
+
+    def send_data(self, data: bytes, end: bool) -> None:
+        self._body_done = self._body_done or end
+        if self._sink is not None:
+            self._sink.send_data(data, end)
+        elif not self.is_over:
+            self._hold(data)
+
+    def send_trailers(self, fields: Fields) -> None:
+        self._body_done = True
+        if self._sink is not None:
+            self._sink.send_trailers(fields)
+        elif not self.is_over:
+            self._hold(b"").trailers = fields
+
+    def _hold(self, data: bytes) -> _Held:
+        held = self._held = self._held or _Held()
+        if data:
+            held.pieces.append(data)
+            held.size_bytes += len(data)
+            if held.size_bytes > MAX_HELD_BYTES:
+                self._finish()
+                self._client.on_reset(LimitExceeded("the request's body came before an agent was there to take it"))
+        return held
+
+    def reset(self, error: EdgetunError) -> None:
+        self._finish()
+        if self._sink is not None:  # also after the response's end: an upgraded exchange has a second direction
+            self._sink.reset(error)
+
+    def pause_response(self) -> None:
+        self._paused = True
+        if self._sink is not None:
+            self._sink.pause_response()
+
+    def resume_response(self) -> None:
+        self._paused = False
+        if self._sink is not None:
+            self._sink.resume_response()
+
+    # From the session.
+
+    def on_interim(self, head: ResponseHead) -> None:
+        self._client.on_interim(head)
+
+    def on_head(self, head: ResponseHead, end: bool) -> None:
+        self._has_answered = True
+        stage = self._stage
+        stage.latency.observe(stage.now() - self._started)
+        if end:
+            self._finish()
+        self._client.on_head(head, end)
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        if end:
+            self._finish()
+        self._client.on_data(data, end)
+
+    def on_trailers(self, fields: Fields) -> None:
+        self._finish()
+        self._client.on_trailers(fields)
+
+    def on_reset(self, error: EdgetunError) -> None:
+        if self.is_over:
+            return
+        if self._may_retry(error):
+            lost, self._session, self._sink = self._session, None, None
+            self._stage.counters.retried += 1
+            self.start(lost)
+            return
+        self._finish()
+        if not isinstance(error, Cancelled):
+            self._stage.counters.failed += 1
+        self._client.on_reset(error)
+
+    def _may_retry(self, error: EdgetunError) -> bool:
+        """Whether another session may be asked: nothing was answered, and asking twice does no harm (RFC 9110 §9.2.2)."""
+        if self._has_answered or self._tries >= MAX_TRIES:
+            return False
+        if isinstance(error, Draining):
+            return self._end  # refused before it was started
+        return isinstance(error, SessionLost) and self._end and self._head.method in SAFE_METHODS
+
+    def pause_request(self) -> None:
+        self._client.pause_request()
+
+    def resume_request(self) -> None:
+        self._client.resume_request()

@@ -1,0 +1,201 @@
+"""The pipeline's entry: host and path choose a tunnel's route, whose stages were built when the snapshot arrived.
+
+Hot path. A head is shared by every visitor who sends the same bytes, so the choice is made once per head and kept on it
+(`head.view`) until the next snapshot. In order, as docs/architecture.md draws it: route -> limits -> header rules -> cache
+and collapse -> forward; response rules on the way back. A stage a route does not need is not in its chain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from edgetun_core.errors import NotFound
+from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
+from edgetun_core.http.message import Peer, RequestHead
+from edgetun_core.snapshot import RouteRule, Snapshot, TunnelRule
+from edgetun_exitnode.observe.counters import TunnelCounters
+from edgetun_exitnode.pipeline.answer import answer, refuse
+
+OpenFunction = Callable[[RequestHead, Peer, bool, ResponseSink], RequestSink]
+
+
+class RoutePlan:
+    """A route ready to use: its rule and the first stage of its chain."""
+
+    __slots__ = ("handler", "rule")
+
+    def __init__(self, rule: RouteRule, handler: Handler) -> None:
+        self.rule = rule
+        self.handler = handler
+
+
+class TunnelPlan:
+    """A tunnel ready to use. `routes` are in the order of the snapshot: the first match is the right one."""
+
+    __slots__ = ("counters", "routes", "rule")
+
+    def __init__(self, rule: TunnelRule, routes: tuple[RoutePlan, ...], counters: TunnelCounters) -> None:
+        self.rule = rule
+        self.routes = routes
+        self.counters = counters
+
+    def choose(self, path: bytes) -> RoutePlan | None:
+        for plan in self.routes:
+            if matches_path(plan.rule, path):
+                return plan
+        return None
+
+
+def matches_path(rule: RouteRule, path: bytes) -> bool:
+    """Whether a route's path covers a request's: exactly, or as a prefix of whole segments."""
+    wanted = rule.path.encode()
+    if rule.match == "exact":
+        return path == wanted
+    wanted = wanted.rstrip(b"/")
+    return path.startswith(wanted) and (len(path) == len(wanted) or path[len(wanted) : len(wanted) + 1] == b"/")
+
+
+class _View:
+    """What was chosen for a head, under which table, and where to count it."""
+
+    __slots__ = ("counters", "open", "table")
+
+    def __init__(self, table: RouteTable, open_: OpenFunction, counters: TunnelCounters) -> None:
+        self.table = table
+        self.open = open_
+        self.counters = counters
+
+
+class RouteTable:
+    """Every tunnel of one snapshot, by host. Immutable once built."""
+
+    __slots__ = ("exact", "plans", "version", "wildcard")
+
+    def __init__(self, version: int, plans: dict[str, TunnelPlan]) -> None:
+        self.version = version
+        self.plans = plans
+        self.exact: dict[bytes, TunnelPlan] = {}
+        self.wildcard: dict[bytes, TunnelPlan] = {}
+        for plan in plans.values():
+            for hostname in plan.rule.hostnames:
+                if hostname.startswith("*."):
+                    self.wildcard[hostname[1:].encode()] = plan
+                else:
+                    self.exact[hostname.encode()] = plan
+
+    def find(self, host: bytes) -> TunnelPlan | None:
+        """The tunnel of a host (no port, lower case); an exact name wins over a wildcard, which covers one label."""
+        plan = self.exact.get(host)
+        if plan is None and self.wildcard:
+            label, dot, rest = host.partition(b".")
+            if label and dot:
+                plan = self.wildcard.get(b"." + rest)
+        return plan
+
+
+def host_of(authority: bytes) -> bytes:
+    """An authority without its port, and without a trailing dot (`example.com.:8080` -> `example.com`)."""
+    if authority.startswith(b"["):
+        return authority.partition(b"]")[0] + b"]"
+    return authority.partition(b":")[0].removesuffix(b".")
+
+
+def normal_path(target: bytes) -> bytes:
+    """The path by which a route is chosen: unreserved characters decoded, dot segments resolved (RFC 3986 §6.2.2).
+
+    Origins resolve `/public/../admin` and `/%61dmin` to `/admin`, so the policies of `/admin` hold for them. What is sent
+    down the tunnel stays as the visitor wrote it.
+    """
+    path = target.partition(b"?")[0]
+    if path == b"*":
+        return b"/"
+    if b"%" in path:
+        path = _ENCODED.sub(_decode_unreserved, path)
+    if b"/." not in path:
+        return path
+    kept: list[bytes] = []
+    segments = path.split(b"/")[1:]
+    for segment in segments:
+        if segment == b"..":
+            if kept:
+                kept.pop()
+        elif segment != b".":
+            kept.append(segment)
+    if segments[-1] in (b".", b".."):
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
+
+
+_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+def _decode_unreserved(match: re.Match[bytes]) -> bytes:
+    code = int(match[1], 16)
+    return bytes((code,)) if code in _UNRESERVED else match[0].upper()
+
+
+class Router:
+    """The handler every front calls; `table` is swapped when a snapshot arrives."""
+
+    __slots__ = ("https_port", "requests_without_tunnel", "table")
+
+    def __init__(self, https_port: int = 443) -> None:
+        self.table = RouteTable(0, {})
+        self.https_port = https_port
+        self.requests_without_tunnel = 0
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        view = head.view
+        if view.__class__ is _View and view.table is self.table:
+            view.counters.requests += 1
+            return view.open(head, peer, end, client)
+        found = self._find(head)
+        if found is None:
+            self.requests_without_tunnel += 1
+            return refuse(client, self._explain(head))
+        head.view = found
+        found.counters.requests += 1
+        return found.open(head, peer, end, client)
+
+    def _find(self, head: RequestHead) -> _View | None:
+        tunnel = self.table.find(host_of(head.authority))
+        if tunnel is None:
+            return None
+        if tunnel.rule.force_https and head.scheme == b"http":
+            return _View(self.table, self._redirect_to_https, tunnel.counters)
+        route = tunnel.choose(normal_path(head.target))
+        if route is None:
+            return None
+        return _View(self.table, route.handler.open, tunnel.counters)
+
+    def _redirect_to_https(self, head: RequestHead, _peer: Peer, _end: bool, client: ResponseSink) -> RequestSink:
+        port = b"" if self.https_port == 443 else b":%d" % self.https_port
+        location = b"https://" + host_of(head.authority) + port + (b"/" if head.target == b"*" else head.target)
+        return answer(client, 308, ((b"location", location),))
+
+    def _explain(self, head: RequestHead) -> NotFound:
+        host = host_of(head.authority).decode("latin-1")
+        if self.table.find(host_of(head.authority)) is None:
+            return NotFound(f"no tunnel serves {host}", remedy="check the address, or start the tunnel's agent")
+        return NotFound(f"the tunnel of {host} has no route for this path")
+
+
+class PlanBuilder:
+    """Builds tunnel plans from rules, and keeps a plan whose rule did not change (its cache, limits and counters too)."""
+
+    def __init__(self, build_route: Callable[[TunnelRule, RouteRule, TunnelCounters], Handler]) -> None:
+        self._build_route = build_route
+
+    def build(self, snapshot: Snapshot, previous: RouteTable) -> RouteTable:
+        plans: dict[str, TunnelPlan] = {}
+        for rule in snapshot.tunnels:
+            kept = previous.plans.get(rule.id)
+            if kept is not None and kept.rule == rule:
+                plans[rule.id] = kept
+                continue
+            counters = kept.counters if kept is not None else TunnelCounters()
+            routes = tuple(RoutePlan(route, self._build_route(rule, route, counters)) for route in rule.routes)
+            plans[rule.id] = TunnelPlan(rule, routes, counters)
+        return RouteTable(snapshot.version, plans)

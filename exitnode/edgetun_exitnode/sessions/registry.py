@@ -1,0 +1,148 @@
+"""Which sessions serve which tunnel, and the visitors who wait for one.
+
+One `ServicePool` per tunnel. A session that drains or dies is out at once; a new login with the same session id replaces
+the old session, so a laptop that was black-holed owns its hostname again as soon as it is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from edgetun_exitnode.pipeline.forward import MAX_WAITING, Session
+
+FORGET_S = 30.0
+"""How long after the last session was lost visitors still wait for the next one: the agent's longest backoff."""
+
+
+class Cancellable(Protocol):
+    """What a scheduler returns."""
+
+    def cancel(self) -> None: ...
+
+
+Schedule = Callable[[float, Callable[[], None]], Cancellable]
+
+
+class _Waiter:
+    __slots__ = ("callback", "deadline")
+
+    def __init__(self, callback: Callable[[], None], deadline: float) -> None:
+        self.callback = callback
+        self.deadline = deadline
+
+
+class ServicePool:
+    """The sessions of one tunnel. Times are the monotonic clock's seconds."""
+
+    __slots__ = ("_clock", "_lost_at", "_schedule", "_timer", "_waiters", "sessions")
+
+    def __init__(self, clock: Callable[[], float], schedule: Schedule) -> None:
+        self.sessions: list[Session] = []
+        self._clock = clock
+        self._schedule = schedule
+        self._lost_at = clock()
+        self._waiters: dict[_Waiter, None] = {}
+        self._timer: Cancellable | None = None
+
+    def pick(self, avoid: Session | None) -> Session | None:
+        """The session with the fewest exchanges in flight; `avoid` only when there is no other."""
+        sessions = self.sessions
+        if len(sessions) == 1:
+            return sessions[0]
+        best: Session | None = None
+        least = -1
+        for session in sessions:
+            if session is avoid:
+                continue
+            load = session.in_flight
+            if best is None or load < least:
+                best, least = session, load
+        return best if best is not None or not sessions else sessions[0]
+
+    def wait(self, callback: Callable[[], None], grace_s: float) -> Callable[[], None] | None:
+        """See `SessionPool.wait`. `callback` runs once: when a session is up, or when the grace is over."""
+        now = self._clock()
+        if now - self._lost_at > FORGET_S or len(self._waiters) >= MAX_WAITING:
+            return None
+        waiter = _Waiter(callback, now + grace_s)
+        self._waiters[waiter] = None
+        if self._timer is None:
+            self._timer = self._schedule(grace_s, self._sweep)
+        return lambda: self._forget(waiter)
+
+    def _forget(self, waiter: _Waiter) -> None:
+        self._waiters.pop(waiter, None)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._clock()
+        overdue = [waiter for waiter in self._waiters if waiter.deadline <= now]
+        for waiter in overdue:
+            self._waiters.pop(waiter, None)
+        if self._waiters:
+            soonest = min(waiter.deadline for waiter in self._waiters)
+            self._timer = self._schedule(max(0.01, soonest - now), self._sweep)
+        for waiter in overdue:
+            waiter.callback()
+
+    def add(self, session: Session) -> None:
+        if session not in self.sessions:
+            self.sessions.append(session)
+        waiters, self._waiters = self._waiters, {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for waiter in waiters:
+            waiter.callback()
+
+    def remove(self, session: Session) -> None:
+        if session in self.sessions:
+            self.sessions.remove(session)
+            if not self.sessions:
+                self._lost_at = self._clock()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+
+class SessionRegistry:
+    """Every pool of this node. Pools are kept while a tunnel is configured or a session serves it."""
+
+    def __init__(self, clock: Callable[[], float], schedule: Schedule) -> None:
+        self._clock = clock
+        self._schedule = schedule
+        self._pools: dict[str, ServicePool] = {}
+        self._services: dict[Session, tuple[str, ...]] = {}
+
+    def pool(self, service: str) -> ServicePool:
+        """The pool of a tunnel (`"namespace/name"`), made on first use."""
+        pool = self._pools.get(service)
+        if pool is None:
+            pool = self._pools[service] = ServicePool(self._clock, self._schedule)
+        return pool
+
+    def add(self, session: Session, services: Iterable[str]) -> None:
+        """A session is up for these tunnels. Waiting visitors go on at once."""
+        self._services[session] = tuple(services)
+        for service in self._services[session]:
+            self.pool(service).add(session)
+
+    def remove(self, session: Session) -> None:
+        """A session drains or is gone: no new exchange goes to it. Idempotent."""
+        for service in self._services.pop(session, ()):
+            self.pool(service).remove(session)
+
+    def retain(self, services: Iterable[str]) -> None:
+        """Forgets the pools of tunnels that are no longer configured and that nobody serves."""
+        kept = set(services)
+        for service in [name for name, pool in self._pools.items() if name not in kept and not pool.sessions]:
+            del self._pools[service]
+
+    @property
+    def sessions(self) -> list[Session]:
+        return list(self._services)
+
+    def services_of(self, session: Session) -> tuple[str, ...]:
+        return self._services.get(session, ())
