@@ -1,0 +1,69 @@
+"""What agent and control say to each other: the bodies of `POST /v1/register` and `/v1/renew`, as JSON.
+
+The cluster token itself travels in the `Authorization: Bearer` field, over TLS only, and is in none of these. Times are
+seconds since the epoch, durations in seconds. New fields get defaults, so that either side may be one version behind.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from edgetun_core.snapshot import TunnelRule
+
+REGISTER_PATH = "/v1/register"
+RENEW_PATH = "/v1/renew"
+CA_PATH = "/ca.pem"
+TIME_PATH = "/v1/time"
+
+
+class AdHocTunnel(Struct, frozen=True, omit_defaults=True):
+    """A tunnel that the agent asks for itself, without a manifest on the server.
+
+    `host` is a full hostname, or one label under the server's domain, or empty for a generated name that stays the same for
+    this token and agent. `cache_ttl_s` > 0 lets the exit node keep storable responses for that long.
+    """
+
+    origin_url: str
+    host: str = ""
+    host_header: str = "preserve"
+    cache_ttl_s: float = 0.0
+
+
+class EnrollRequest(Struct, frozen=True, omit_defaults=True):
+    """What an agent asks for. `want` are tunnel ids or patterns (`team-a/*`); empty and no `adhoc`: all it may serve.
+
+    `agent_id` is the agent's own lasting name: 1 to 63 letters, digits, `-`, `_` or `.`.
+    """
+
+    agent_id: str
+    want: tuple[str, ...] = ()
+    adhoc: AdHocTunnel | None = None
+    software: str = ""
+
+
+class Endpoint(Struct, frozen=True, omit_defaults=True):
+    """Where an exit node takes sessions. A port of 0 means that transport is not offered."""
+
+    host: str
+    tls_port: int
+    quic_port: int
+    node: str = ""
+
+
+class EnrollResponse(Struct, frozen=True):
+    """What control answers with. `tunnels` are the rules of the tunnels that the credential is good for."""
+
+    credential: str
+    endpoints: tuple[Endpoint, ...]
+    tunnels: tuple[TunnelRule, ...]
+    renew_after_s: float
+    expires_in_s: float
+    server_time: float
+
+
+class RefusalBody(Struct, frozen=True):
+    """How control says no: `reason` for programs (CamelCase), `message` and `remedy` for people."""
+
+    reason: str
+    message: str
+    remedy: str = ""
