@@ -50,8 +50,11 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     node: str = ""
 
 
-class EnrollResponse(Struct, frozen=True):
-    """What control answers with. `tunnels` are the rules of the tunnels that the credential is good for."""
+class EnrollResponse(Struct, frozen=True, omit_defaults=True):
+    """What control answers with. `tunnels` are the rules of the tunnels that the credential is good for.
+
+    `exit_ca_pem` is the CA of the exit nodes when it is not the one that control itself is trusted by.
+    """
 
     credential: str
     endpoints: tuple[Endpoint, ...]
@@ -59,6 +62,7 @@ class EnrollResponse(Struct, frozen=True):
     renew_after_s: float
     expires_in_s: float
     server_time: float
+    exit_ca_pem: str = ""
 
 
 class RefusalBody(Struct, frozen=True):
