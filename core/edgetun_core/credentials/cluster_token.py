@@ -27,7 +27,7 @@ MAX_TEXT_LENGTH: Final = 4096
 MAX_CONTROL_URLS: Final = 8
 
 _CHECKSUM_BYTES: Final = 4
-_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
+_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _TOKEN_LIKE: Final = re.compile(r"edgetun_[A-Za-z0-9_\-]{8,}")
 _encoder = msgspec.msgpack.Encoder()
 
@@ -68,7 +68,7 @@ class ClusterToken:
                 )
         if _ID.fullmatch(self.token_id) is None:
             raise ConfigError(
-                f'"{self.token_id}" cannot be a token id', remedy="use lower-case letters, digits, - and ."
+                f'"{self.token_id}" cannot be a token id', remedy="use up to 40 lower-case letters, digits and -"
             )
         if len(self.secret) != SECRET_BYTES:
             raise ConfigError(f"a token's secret has {SECRET_BYTES} bytes, not {len(self.secret)}")

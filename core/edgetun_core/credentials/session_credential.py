@@ -67,7 +67,7 @@ _decoder = msgspec.msgpack.Decoder(SessionCredential)
 class SigningKey:
     """Control's private key. cryptography is imported when a key is made, not when this module is."""
 
-    __slots__ = ("_private", "created", "key_id")
+    __slots__ = ("_private", "created", "key_id", "public")
 
     def __init__(self, key_id: str, seed: bytes, created: float = 0.0) -> None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,14 +77,17 @@ class SigningKey:
         self.key_id = key_id
         self.created = created
         self._private: Ed25519PrivateKey = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public = CredentialKey(key_id, self._private.public_key().public_bytes_raw())
+        """What goes into the snapshot."""
 
     def __repr__(self) -> str:
         return f"SigningKey({self.key_id!r})"
 
-    @property
-    def public(self) -> CredentialKey:
-        """What goes into the snapshot."""
-        return CredentialKey(self.key_id, self._private.public_key().public_bytes_raw())
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SigningKey) and other.public == self.public and other.created == self.created
+
+    def __hash__(self) -> int:
+        return hash(self.public)
 
     def sign(
         self,
