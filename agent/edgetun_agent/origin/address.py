@@ -1,0 +1,76 @@
+"""Where an origin is and what it is told: the url of an `OriginRule` taken apart once, when the rule arrives. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from edgetun_core.errors import ConfigError
+from edgetun_core.snapshot import OriginRule
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class OriginAddress:
+    """An origin's place.
+
+    `authority` is what `Host` says when the rule asks for the origin's own; `prefix` goes before every target and never
+    ends in a slash; `unix_path` is empty for TCP, `host` and `port` are for `unix://`.
+    """
+
+    url: str
+    is_tls: bool
+    host: str
+    port: int
+    unix_path: str
+    authority: bytes
+    prefix: bytes
+
+    @property
+    def is_localhost(self) -> bool:
+        """`localhost` is two addresses, and a development server often listens on one of them only."""
+        return self.host == "localhost"
+
+
+def parse_origin_url(url: str) -> OriginAddress:
+    """Takes `http://host:port/prefix`, `https://...` or `unix:///path.sock` apart; raises `ConfigError`."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        path = unquote(parts.path)
+        if parts.netloc or not path.startswith("/"):
+            raise ConfigError(
+                f'origin "{url}": a unix socket needs an absolute path', remedy="write unix:///path/to.sock"
+            )
+        return OriginAddress(url, False, "", 0, path, b"localhost", b"")
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise ConfigError(
+            f'origin "{url}": not an http://, https:// or unix:// URL', remedy="write http://localhost:3000"
+        )
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f'origin "{url}": {error}', remedy="write a port from 1 to 65535") from None
+    host = (parts.hostname or "").rstrip(".")
+    if not host:
+        raise ConfigError(f'origin "{url}": no host', remedy="write http://localhost:3000")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ConfigError(f'origin "{url}": only host, port and path may stand in it', remedy="leave the rest out")
+    default = _DEFAULT_PORTS[parts.scheme]
+    try:
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+        shown = f"[{host}]" if ":" in host else host
+        authority = (shown if port is None or port == default else f"{shown}:{port}").encode("ascii")
+        prefix = parts.path.rstrip("/").encode("ascii")
+    except UnicodeError:
+        raise ConfigError(f'origin "{url}": characters beyond ASCII', remedy="write them percent-encoded") from None
+    return OriginAddress(url, parts.scheme == "https", host, port or default, "", authority, prefix)
+
+
+def choose_authority(rule: OriginRule, address: OriginAddress) -> bytes | None:
+    """The fixed `Host` that a rule's requests carry, or None when each keeps the visitor's."""
+    if rule.host_header == "preserve":
+        return None
+    if rule.host_header == "origin":
+        return address.authority
+    return rule.host_header.encode("ascii", "strict")
