@@ -122,6 +122,17 @@ class TunnelRule(Struct, frozen=True, omit_defaults=True):
     force_https: bool = False
 
 
+class PoolRule(Struct, frozen=True, omit_defaults=True):
+    """Bounds of every exit node of a pool."""
+
+    max_connections: int = 15_000
+    max_connections_per_address: int = 2_000
+    """Per IPv4 address or IPv6 /64; 0 means no bound."""
+    max_request_head_bytes: int = 32 * 1024
+    max_request_fields: int = 128
+    cache_bytes: int = 256 * 1024 * 1024
+
+
 class CredentialKey(Struct, frozen=True):
     """A public key that session credentials are verified with (Ed25519, 32 raw bytes)."""
 
@@ -139,6 +150,7 @@ class Snapshot(Struct, frozen=True, omit_defaults=True):
     credential_keys: tuple[CredentialKey, ...] = ()
     revoked_tokens: tuple[str, ...] = ()
     """Ids of cluster tokens whose sessions must end and whose credentials no longer count."""
+    pool_rule: PoolRule = PoolRule()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,75 @@
+"""What every resource begins with: group and version, kind, metadata under Kubernetes' name rules."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from edgetun_core.api.model import ApiModel
+from edgetun_core.api.names import Label, ObjectName
+from edgetun_core.quantities import quoted
+
+GROUP: Final = "edgetun.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "edgetun.dev/v1alpha1"
+DEFAULT_NAMESPACE: Final = "default"
+
+
+def _check_timestamp(value: str) -> str:
+    # Kubernetes always writes UTC to the second, so that timestamps compare as text.
+    digits = value.translate(str.maketrans("123456789", "000000000"))
+    if not value.isascii() or digits != "0000-00-00T00:00:00Z":
+        raise ValueError(f"{quoted(value)} is not a time; write it in UTC, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Timestamp = Annotated[str, AfterValidator(_check_timestamp)]
+
+
+class Metadata(ApiModel):
+    """Who a resource is. Fields that a cluster fills in are accepted, so that `kubectl get -o yaml` can be read back."""
+
+    name: ObjectName = Field(
+        description="Name of the resource, unique among its kind (in its namespace).", examples=["shop"]
+    )
+    namespace: Label = Field(
+        default=DEFAULT_NAMESPACE, description="Namespace of the resource. Exit pools have none; it is ignored there."
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels, for selecting resources.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Notes that edgetun does not read.")
+    creation_timestamp: Timestamp | None = Field(
+        default=None,
+        description="When the cluster stored the resource. The oldest resource keeps a hostname that two claim.",
+    )
+    uid: str = Field(default="", description="Written by the cluster.")
+    resource_version: str = Field(default="", description="Written by the cluster.")
+    generation: int = Field(default=0, description="Written by the cluster.")
+    generate_name: str = Field(default="", description="Written by the cluster.")
+    deletion_timestamp: Timestamp | None = Field(
+        default=None, description="Written by the cluster when deletion began."
+    )
+    finalizers: list[str] = Field(default_factory=list, description="Written by controllers.")
+
+
+class Resource(ApiModel):
+    """Base of the kinds."""
+
+    namespaced: ClassVar[bool] = True
+    max_name_length: ClassVar[int] = 253
+
+    api_version: Literal["edgetun.dev/v1alpha1"] = Field(
+        default=API_VERSION, description="Group and version of the resource: `edgetun.dev/v1alpha1`."
+    )
+    kind: str = Field(description="Kind of the resource.")
+    metadata: Metadata = Field(description="Name, namespace, labels.")
+
+    @property
+    def id(self) -> str:
+        """`"namespace/name"`, or `"name"` of a kind without namespaces."""
+        return f"{self.metadata.namespace}/{self.metadata.name}" if self.namespaced else self.metadata.name
+
+    @property
+    def ref(self) -> str:
+        """`"Tunnel team-a/shop"`, as messages name it."""
+        return f"{self.kind} {self.id}"

@@ -1,0 +1,75 @@
+"""What every model of the API shares: camelCase names, no unknown fields, rules that can become CEL, names kept for later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from edgetun_core.quantities import quoted
+
+Location = tuple[str | int, ...]
+
+
+class Broken(NamedTuple):
+    """Where a rule does not hold, relative to the model that has the rule, and what a person should do."""
+
+    location: Location
+    message: str
+
+
+class Rule(NamedTuple):
+    """A rule over several fields of one model.
+
+    `cel` is what the CRD will carry (`self` is the model; fields with defaults are always there), `message` what it says then.
+    `check` is the same rule here, which can also tell where it broke.
+    """
+
+    cel: str
+    message: str
+    check: Callable[[Any], Iterable[Broken]]
+
+
+class ApiModel(BaseModel):
+    """Base of all models.
+
+    Strict: `"5"` is no number and `1` is no boolean, as in the CRDs. YAML is read by alias only (see `load.py`); Python
+    code may use the snake_case names.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    reserved: ClassVar[frozenset[str]] = frozenset()
+    """Names of fields that are planned: asking for one says so, instead of calling it unknown."""
+    reserved_values: ClassVar[dict[str, frozenset[str]]] = {}
+    """The same for values of a field (by its name in YAML)."""
+
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Self:
+        broken = [found for rule in self.rules for found in rule.check(self)]
+        if broken:
+            # One error carries all of them: pydantic takes one per validator. `explain.py` takes it apart.
+            text = "; ".join(found.message for found in broken)
+            raise PydanticCustomError("broken_rules", "{text}", {"text": text, "broken": broken})
+        return self
+
+
+def repeated(values: Sequence[str], where: str, key: str = "") -> Iterator[Broken]:
+    """Every value that stands in the list `where` before already (`key`: the field of its items that holds it)."""
+    seen: dict[str, int] = {}
+    for index, value in enumerate(values):
+        first = seen.setdefault(value, index)
+        if first != index:
+            location: Location = (where, index, key) if key else (where, index)
+            yield Broken(location, f"{quoted(value)} is there already as {where}[{first}]; remove one of them")

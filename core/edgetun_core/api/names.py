@@ -1,0 +1,233 @@
+"""Names and addresses in resources: Kubernetes names, hostnames, paths, field names, origin URLs. Each check raises
+`ValueError` with what is wrong and what to write instead, and has the pattern that the CRD will carry beside it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+
+from edgetun_core.quantities import quoted
+
+LABEL_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+SUBDOMAIN_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+HOSTNAME_PATTERN: Final = r"^(\*\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$"
+DOMAIN_PATTERN: Final = r"^(\*|(\*\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*)$"
+PATH_PATTERN: Final = r"^/[-A-Za-z0-9._~!$&'()*+,;=:@%/]*$"
+FIELD_NAME_PATTERN: Final = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+FIELD_VALUE_PATTERN: Final = r"^[\t\x20-\x7e]*$"
+ORIGIN_URL_PATTERN: Final = r"^(https?://[^/?#@\s]+(/[^?#\s]*)?|unix:///[^?#\s]+)$"
+QUERY_NAME_PATTERN: Final = r"^[^&=#\s*]*\*?$"
+
+_label = re.compile(LABEL_PATTERN, re.ASCII)
+_subdomain = re.compile(SUBDOMAIN_PATTERN, re.ASCII)
+_hostname = re.compile(HOSTNAME_PATTERN, re.ASCII)
+_path = re.compile(PATH_PATTERN, re.ASCII)
+_field_name = re.compile(FIELD_NAME_PATTERN, re.ASCII)
+_field_value = re.compile(FIELD_VALUE_PATTERN, re.ASCII)
+_query_name = re.compile(QUERY_NAME_PATTERN)
+_ipv4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", re.ASCII)
+_encoded = re.compile(r"%([0-9A-Fa-f]{2})", re.ASCII)
+_authority = re.compile(
+    r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_]([-A-Za-z0-9._]{0,251}[A-Za-z0-9_])?)(:[0-9]{1,5})?", re.ASCII
+)
+
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+UNTOUCHABLE_FIELDS: Final = frozenset(
+    {
+        # framing and hop-by-hop (RFC 9110 §7.6.1, RFC 9112 §6); a rule that wrote them could smuggle requests
+        "connection",
+        "content-length",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        # who is asked, and the guards against loops and lost bodies
+        "expect",
+        "host",
+        "via",
+    }
+)
+
+
+def check_label(value: str) -> str:
+    """A DNS label (RFC 1123), as Kubernetes means it."""
+    if not _label.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} is not a name; write lower-case letters, digits and '-', at most 63, such as shop-1"
+        )
+    return value
+
+
+def check_object_name(value: str) -> str:
+    """A DNS subdomain (RFC 1123), as Kubernetes wants it in `metadata.name`."""
+    if len(value) > 253 or not _subdomain.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} is not a name; write lower-case letters, digits, '-' and '.', at most 253, such as shop-1"
+        )
+    return value
+
+
+def check_hostname(value: str) -> str:
+    """A host that visitors ask for: lower case, no port; a leading `*.` stands for exactly one more label."""
+    if value == "*":
+        raise ValueError('"*" is every host there is; name the host, or write *.example.com')
+    return _check_host(value, "hostname")
+
+
+def check_domain(value: str) -> str:
+    """What an exit pool lets tunnels claim: a hostname, `*.example.com` (one more label), or `*` for any."""
+    return value if value == "*" else _check_host(value, "domain")
+
+
+def _check_host(value: str, noun: str) -> str:
+    if len(value) <= 253 and _hostname.fullmatch(value) and not _ipv4.fullmatch(value):
+        return value
+    host = value.strip().rstrip(".")
+    if "://" in host or "/" in host:
+        host = host.split("://")[-1].partition("/")[0]
+    if _ipv4.fullmatch(host) or host.startswith("[") or host.count(":") > 1:
+        raise ValueError(f"{quoted(value)} is an address; a {noun} is a name, such as shop.example.com")
+    host = host.partition(":")[0].lower()
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode()
+        except UnicodeError:
+            host = ""
+    if host != value and len(host) <= 253 and _hostname.fullmatch(host):
+        raise ValueError(f"{quoted(value)} is not a {noun} as it is written on the wire; write {host}")
+    if "*" in value:
+        raise ValueError(f"{quoted(value)}: '*' may only stand for the whole first label; write *.example.com")
+    raise ValueError(f"{quoted(value)} is not a {noun}; write a name such as shop.example.com or *.example.com")
+
+
+def check_path(value: str) -> str:
+    """A path in the form in which requests are matched: absolute, percent-encoding and dot segments resolved (RFC 3986 §6.2.2)."""
+    if not value.startswith("/"):
+        raise ValueError(f"{quoted(value)} is not a path; write it with a leading '/', such as /api")
+    if "?" in value or "#" in value:
+        raise ValueError(f"{quoted(value)}: a path holds no query and no fragment; write what stands before them")
+    if not _path.fullmatch(value) or "%" in _encoded.sub("", value):
+        raise ValueError(
+            f"{quoted(value)} has a character that a path cannot hold; write it percent-encoded, such as %20"
+        )
+    segments = value.split("/")[1:]
+    if "." in segments or ".." in segments:
+        raise ValueError(
+            f'{quoted(value)}: "." and ".." are resolved before paths are compared; write the path without them'
+        )
+    if "" in segments[:-1]:
+        raise ValueError(f"{quoted(value)} has an empty segment; write one '/' between segments")
+    normal = _encoded.sub(_normal_encoding, value)
+    if normal != value:
+        raise ValueError(f"{quoted(value)} is compared as {normal}; write it so")
+    return value
+
+
+def _normal_encoding(match: re.Match[str]) -> str:
+    char = chr(int(match[1], 16))
+    return char if char in _UNRESERVED else match[0].upper()
+
+
+def check_field_name(value: str) -> str:
+    """The name of a header field that rules may touch; lower case in Python."""
+    if not _field_name.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} is not a field name (RFC 9110 §5.1); write letters, digits and '-', such as X-Stage"
+        )
+    name = value.lower()
+    if name in UNTOUCHABLE_FIELDS:
+        remedy = "use origin.hostHeader" if name == "host" else "remove this rule"
+        raise ValueError(f"{quoted(value)} belongs to the connection and cannot be changed by rules; {remedy}")
+    return name
+
+
+def check_field_value(value: str) -> str:
+    """The value of a header field: printable ASCII, no line breaks, no blanks at the ends (RFC 9110 §5.5)."""
+    if not _field_value.fullmatch(value):
+        raise ValueError(f"{quoted(value)} has a character that a field cannot hold; write printable ASCII on one line")
+    if value != value.strip(" \t"):
+        raise ValueError(f"{quoted(value)} begins or ends with a blank; remove it")
+    return value
+
+
+def check_query_name(value: str) -> str:
+    """The name of a query parameter; a `*` at the end stands for any rest."""
+    if not value or not _query_name.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is not a query parameter; write its name, such as gclid or utm_*")
+    return value
+
+
+def check_origin_url(value: str) -> str:
+    """Where a local server listens: `http://host[:port][/path]`, `https://...` or `unix:///path.sock`."""
+    remedy = "write http://localhost:3000, https://localhost:3443 or unix:///run/app.sock"
+    scheme, separator, rest = value.partition("://")
+    if separator and scheme in ("tcp", "udp", "h2c", "tls", "grpc"):
+        raise ValueError(f"{quoted(value)}: {scheme}:// origins are not available in this version; {remedy}")
+    if not separator or scheme not in ("http", "https", "unix"):
+        raise ValueError(f"{quoted(value)} is not an origin; {remedy}")
+    if any(char.isspace() or not char.isprintable() for char in value) or not value.isascii():
+        raise ValueError(f"{quoted(value)} has a character that a URL cannot hold; write it percent-encoded")
+    if "?" in rest or "#" in rest:
+        raise ValueError(f"{quoted(value)}: an origin has no query and no fragment; write what stands before them")
+    if scheme == "unix":
+        if not rest.startswith("/") or rest.endswith("/"):
+            raise ValueError(f"{quoted(value)} is not the path of a socket; write unix:///run/app.sock")
+        return value
+    authority, _, path = rest.partition("/")
+    if "@" in authority:
+        raise ValueError(
+            f"{quoted(value.replace(authority.rpartition('@')[0], '...'))}: an origin holds no user and password; {remedy}"
+        )
+    if not _authority.fullmatch(authority):
+        raise ValueError(f"{quoted(value)} does not name a host and port; {remedy}")
+    try:
+        port = urlsplit(value).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{quoted(value)}: a port is a number from 1 to 65535; {remedy}")
+    if path:
+        check_path(f"/{path}")
+    return value
+
+
+def check_host_header(value: str) -> str:
+    """`preserve`, `origin`, or an authority to send."""
+    if value not in ("preserve", "origin") and not _authority.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is not a host; write preserve, origin, or a host such as app.internal:8080")
+    return value
+
+
+def check_file_path(value: str) -> str:
+    """A file on the machine where the process runs; relative paths start at its working directory."""
+    if not value or not value.isprintable():
+        raise ValueError(f"{quoted(value)} is not the path of a file; write something like certs/tls.pem")
+    return value
+
+
+def _text(pattern: str, max_length: int, min_length: int = 1) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "minLength": min_length, "maxLength": max_length})
+
+
+Label = Annotated[str, AfterValidator(check_label), _text(LABEL_PATTERN, 63)]
+ObjectName = Annotated[str, AfterValidator(check_object_name), _text(SUBDOMAIN_PATTERN, 253)]
+Hostname = Annotated[str, AfterValidator(check_hostname), _text(HOSTNAME_PATTERN, 253)]
+Domain = Annotated[str, AfterValidator(check_domain), _text(DOMAIN_PATTERN, 253)]
+UrlPath = Annotated[str, Field(max_length=1024), AfterValidator(check_path), _text(PATH_PATTERN, 1024)]
+FieldName = Annotated[str, Field(max_length=128), AfterValidator(check_field_name), _text(FIELD_NAME_PATTERN, 128)]
+FieldValue = Annotated[
+    str, Field(max_length=4096), AfterValidator(check_field_value), _text(FIELD_VALUE_PATTERN, 4096, min_length=0)
+]
+QueryName = Annotated[str, Field(max_length=128), AfterValidator(check_query_name), _text(QUERY_NAME_PATTERN, 128)]
+OriginUrl = Annotated[str, Field(max_length=1024), AfterValidator(check_origin_url), _text(ORIGIN_URL_PATTERN, 1024)]
+HostHeader = Annotated[str, Field(max_length=260), AfterValidator(check_host_header), _text(r"^[^\s]+$", 260)]
+FilePath = Annotated[str, Field(max_length=4096), AfterValidator(check_file_path), _text(r"^[^\n]+$", 4096)]

@@ -1,0 +1,419 @@
+"""Tunnel: which hostnames lead to which local server, and what the edge does on the way.
+
+Modelled is what is enforced. Fields planned for later are reserved by name (`reserved`), so that adding them breaks nothing;
+`protocol`, `pool` and `path` are open for more values and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from edgetun_core.api.meta import Resource
+from edgetun_core.api.model import ApiModel, Broken, Location, Rule, repeated
+from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, OriginUrl, UrlPath
+from edgetun_core.api.policies import CachePolicy, CollapsePolicy, HeaderPolicy, LimitPolicy, overlay
+from edgetun_core.api.quantities import Duration
+from edgetun_core.quantities import quoted
+
+DEFAULT_POOL = "default"
+
+
+# --- pool --------------------------------------------------------------------------------------------------------------
+
+
+def _regions_both_ways(policy: RegionPolicy) -> Iterator[Broken]:
+    for index, region in enumerate(policy.deny):
+        if region in policy.allow:
+            yield Broken(("deny", index), f"{quoted(region)} is also in allow; keep it in one of them")
+
+
+class RegionPolicy(ApiModel):
+    """In which of the pool's regions a tunnel is served. Denied regions win over allowed ones."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"prefer", "spare", "selector", "residency"})
+
+    allow: list[Label] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Only these regions; empty: all of them.",
+        examples=[["eu-west"]],
+    )
+    deny: list[Label] = Field(
+        default_factory=list, max_length=64, description="Not these regions.", examples=[["us-east"]]
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.deny.all(r, !(r in self.allow))",
+            "a region is in both allow and deny; keep it in one",
+            _regions_both_ways,
+        ),
+    )
+
+
+class PoolChoice(ApiModel):
+    """Which exit nodes serve the tunnel."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {"selector", "names", "fallback", "weights", "class", "className", "spare"}
+    )
+
+    name: Label = Field(default=DEFAULT_POOL, description="Name of the ExitPool.")
+    regions: RegionPolicy = Field(
+        default_factory=RegionPolicy, description="Regions of the pool that may serve the tunnel."
+    )
+
+
+# --- origin ------------------------------------------------------------------------------------------------------------
+
+
+class OriginTls(ApiModel):
+    """How the agent checks an `https://` origin."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"clientCertificate", "certFile", "keyFile", "minVersion", "pin"})
+
+    verify: bool = Field(
+        default=True, description="Whether the origin's certificate must be valid. Turn off only on your own machine."
+    )
+    ca_file: FilePath | None = Field(
+        default=None,
+        description="Certificates to trust instead of the system's; a file beside the agent.",
+        examples=["certs/ca.pem"],
+    )
+    server_name: Hostname | None = Field(
+        default=None,
+        description="Name that the certificate must carry, when it is not the url's host.",
+        examples=["app.internal"],
+    )
+
+
+class OriginTimeouts(ApiModel):
+    """How long the agent waits for the origin."""
+
+    connect: Duration = Field(default=5.0, gt=0, le=300, description="Until a connection stands; then 502.")
+    response: Duration = Field(
+        default=60.0, gt=0, le=86_400, description="From the end of the request to the head of the response; then 504."
+    )
+    idle: Duration = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="The longest silence within a body. Upgraded connections and event streams are exempt.",
+    )
+
+
+class OriginHealth(ApiModel):
+    """Asking the origin whether it is well, besides what requests experience."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"status", "statuses", "method", "headers", "threshold", "timeout"})
+
+    path: UrlPath = Field(description="Path to ask; a status below 500 is healthy.", examples=["/healthz"])
+    interval: Duration = Field(default=10.0, ge=1, le=3600, description="Time between two questions.")
+
+
+class Origin(ApiModel):
+    """The local server that the agent sends requests to."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {
+            "protocol",
+            "weight",
+            "proxyProtocol",
+            "retries",
+            "circuitBreaker",
+            "outlier",
+            "backup",
+            "failover",
+            "compression",
+            "replicas",
+        }
+    )
+
+    url: OriginUrl = Field(
+        description=(
+            "`http://host:port`, `https://host:port` (an optional path is put before every request's) or `unix:///path.sock`, "
+            "as seen from the agent."
+        ),
+        examples=["http://localhost:3000"],
+    )
+    host_header: HostHeader = Field(
+        default="preserve",
+        description="Host that the origin sees: `preserve` keeps the visitor's, `origin` takes the url's, anything else is sent as it stands.",
+        examples=["app.internal:8080"],
+    )
+    tls: OriginTls = Field(default_factory=OriginTls, description="Checks of an `https://` origin.")
+    timeouts: OriginTimeouts = Field(default_factory=OriginTimeouts, description="Patience with the origin.")
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=100, description="Connections of one agent to the origin; more requests wait."
+    )
+    health: OriginHealth | None = Field(
+        default=None, description="A path that the agent asks at intervals; left out: none."
+    )
+
+
+class NamedOrigin(Origin):
+    """One of several local servers."""
+
+    name: Label = Field(description="Name by which routes choose the origin.", examples=["api"])
+
+
+# --- routes ------------------------------------------------------------------------------------------------------------
+
+
+def _one_kind_of_path(path: RoutePath) -> Iterator[Broken]:
+    if path.prefix is None and path.exact is None:
+        yield Broken((), "says neither prefix nor exact; write {prefix: /api} or {exact: /api}")
+    elif path.prefix is not None and path.exact is not None:
+        yield Broken((), "says both prefix and exact; keep one, or write two routes")
+
+
+class RoutePath(ApiModel):
+    """Which paths a route is for."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"regex", "pattern", "glob", "suffix", "template"})
+
+    prefix: UrlPath | None = Field(
+        default=None,
+        description="The path and everything below it, by whole segments: `/api` covers `/api/v1`, not `/apis`.",
+        examples=["/api"],
+    )
+    exact: UrlPath | None = Field(default=None, description="This path only.", examples=["/index.html"])
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("has(self.prefix) != has(self.exact)", "say either prefix or exact", _one_kind_of_path),
+    )
+
+    @property
+    def match(self) -> str:
+        return "exact" if self.exact is not None else "prefix"
+
+    @property
+    def normal(self) -> str:
+        """The path as routes are compared: a prefix without its closing slash."""
+        if self.exact is not None:
+            return self.exact
+        return (self.prefix or "/").rstrip("/") or "/"
+
+
+def _strip_needs_a_prefix(route: Route) -> Iterator[Broken]:
+    if route.strip_prefix and route.path.exact is not None:
+        yield Broken(("stripPrefix",), "has no prefix to strip; write path.prefix, or remove stripPrefix")
+
+
+class Route(ApiModel):
+    """One path of a tunnel, and what is different there. Policies are laid over the tunnel's: what a route leaves out stays."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {
+            "access", "waf", "mock", "mocks", "shadow", "failover", "webhook", "webhooks", "compression", "rewrite", "redirect",
+            "respond", "methods", "method", "hostnames", "match", "retries", "timeouts", "weight", "budget",
+        }
+    )  # fmt: skip
+
+    path: RoutePath = Field(description="Which paths the route is for.", examples=["{prefix: /api}"])
+    origin: Label | None = Field(
+        default=None, description="Name of one of `spec.origins`; left out: the first of them.", examples=["api"]
+    )
+    strip_prefix: bool = Field(default=False, description="Whether the origin sees the path without the prefix.")
+    cache: CachePolicy = Field(default_factory=CachePolicy, description="What differs from `spec.cache`.")
+    collapse: CollapsePolicy = Field(default_factory=CollapsePolicy, description="What differs from `spec.collapse`.")
+    limits: LimitPolicy = Field(default_factory=LimitPolicy, description="What differs from `spec.limits`.")
+    headers: HeaderPolicy = Field(default_factory=HeaderPolicy, description="What differs from `spec.headers`.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!self.stripPrefix || has(self.path.prefix)",
+            "stripPrefix needs path.prefix",
+            _strip_needs_a_prefix,
+        ),
+    )
+
+
+# --- spec --------------------------------------------------------------------------------------------------------------
+
+
+def _one_way_to_name_origins(spec: TunnelSpec) -> Iterator[Broken]:
+    if spec.origin is None and not spec.origins:
+        yield Broken(("origin",), "is missing; add origin: {url: http://localhost:3000}")
+    elif spec.origin is not None and spec.origins:
+        yield Broken(("origins",), "stands beside origin; keep one of them")
+
+
+def _http_needs_a_hostname(spec: TunnelSpec) -> Iterator[Broken]:
+    if not spec.hostnames:
+        yield Broken(("hostnames",), "names no host; add one, such as shop.example.com")
+
+
+def _routes_name_known_origins(spec: TunnelSpec) -> Iterator[Broken]:
+    names = list(dict.fromkeys(origin.name for origin in spec.origins))
+    for index, route in enumerate(spec.routes):
+        if route.origin is None or route.origin in names:
+            continue
+        if names:
+            remedy = f"write {' or '.join(names[:5])}, or add it to spec.origins"
+        else:
+            remedy = "the tunnel has one origin without a name; remove this, or name origins in spec.origins"
+        yield Broken(("routes", index, "origin"), f"{quoted(route.origin)} is not an origin of this tunnel; {remedy}")
+
+
+def _routes_differ(spec: TunnelSpec) -> Iterator[Broken]:
+    seen: dict[tuple[str, str], int] = {}
+    for index, route in enumerate(spec.routes):
+        key = (route.path.match, route.path.normal)
+        first = seen.setdefault(key, index)
+        if first != index:
+            yield Broken(
+                ("routes", index, "path"),
+                f"{key[0]} {quoted(key[1])} is the path of routes[{first}] too; merge the two routes",
+            )
+
+
+def _cache_blocks(spec: TunnelSpec) -> Iterator[tuple[Location, CachePolicy, CachePolicy]]:
+    """Every cache block: where, what it says, and what it comes to."""
+    yield ("cache",), spec.cache, spec.cache
+    for index, route in enumerate(spec.routes):
+        if route.cache.model_fields_set:
+            yield ("routes", index, "cache"), route.cache, overlay(spec.cache, route.cache)
+
+
+def _override_needs_a_ttl(spec: TunnelSpec) -> Iterator[Broken]:
+    for where, said, whole in _cache_blocks(spec):
+        if whole.mode == "override" and not whole.ttl and said.model_fields_set & {"mode", "ttl"}:
+            place = (*where, "ttl" if "ttl" in said.model_fields_set else "mode")
+            yield Broken(place, "override needs a ttl above zero; add ttl: 1s, or write mode: respect")
+
+
+def _only_override_overrides(spec: TunnelSpec) -> Iterator[Broken]:
+    names = {"ttl": "ttl", "statuses": "statuses", "ignore_no_store": "ignoreNoStore"}
+    for where, said, whole in _cache_blocks(spec):
+        for name, written in names.items():
+            if name in said.model_fields_set and getattr(said, name) and whole.mode != "override":
+                yield Broken(
+                    (*where, written), f"has no effect with mode {whole.mode}; add mode: override, or remove it"
+                )
+
+
+def _burst_needs_a_rate(spec: TunnelSpec) -> Iterator[Broken]:
+    blocks: list[tuple[Location, LimitPolicy, LimitPolicy]] = [(("limits",), spec.limits, spec.limits)]
+    blocks += [
+        (("routes", index, "limits"), route.limits, overlay(spec.limits, route.limits))
+        for index, route in enumerate(spec.routes)
+        if route.limits.model_fields_set
+    ]
+    for where, said, whole in blocks:
+        if said.burst and not whole.rate_per_visitor:
+            yield Broken((*where, "burst"), "has no effect without a rate; add ratePerVisitor: 10/s, or remove burst")
+
+
+class TunnelSpec(ApiModel):
+    """What the tunnel serves, where from, and under which policies."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {
+            "access", "waf", "mock", "mocks", "shadow", "failover", "standby", "webhook", "webhooks", "compression", "tcp", "udp",
+            "tls", "certificates", "certificate", "proxyProtocol", "replicas", "loadBalancing", "retries", "circuitBreaker",
+            "bandwidth", "inspect", "inspector", "reclaimPolicy", "port", "ports", "http2", "http3", "logging", "suspend", "wake",
+        }
+    )  # fmt: skip
+
+    reserved_values: ClassVar[dict[str, frozenset[str]]] = {"protocol": frozenset({"tcp", "udp", "tls", "grpc", "h2c"})}
+
+    protocol: Literal["http"] = Field(
+        default="http",
+        description="What visitors speak: `http` (HTTP/1.1 with WebSocket and event streams, plain and over TLS).",
+    )
+    hostnames: list[Hostname] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Hosts that lead here; at least one. A leading `*.` stands for exactly one more label; an exact name wins over it.",
+        examples=[["shop.example.com", "*.shop.example.com"]],
+    )
+    pool: PoolChoice = Field(default_factory=PoolChoice, description="Which exit nodes serve the tunnel.")
+    origin: Origin | None = Field(
+        default=None,
+        description="The local server. Either this or `origins`.",
+        examples=["{url: http://localhost:3000}"],
+    )
+    origins: list[NamedOrigin] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Several local servers that routes choose from by name; the first is for everything else.",
+    )
+    routes: list[Route] = Field(
+        default_factory=list,
+        max_length=128,
+        description=(
+            "Paths with an origin or policies of their own. An exact path wins over a prefix, a longer prefix over a shorter "
+            "one; what no route covers goes to the (first) origin under the tunnel's policies."
+        ),
+    )
+    cache: CachePolicy = Field(default_factory=CachePolicy, description="How responses are stored at the edge.")
+    collapse: CollapsePolicy = Field(
+        default_factory=CollapsePolicy, description="How identical requests in flight become one."
+    )
+    limits: LimitPolicy = Field(default_factory=LimitPolicy, description="Bounds on requests.")
+    headers: HeaderPolicy = Field(default_factory=HeaderPolicy, description="Changes to header fields.")
+    force_https: bool = Field(default=False, description="Whether plain HTTP is redirected to HTTPS (308).")
+    reconnect_grace: Duration = Field(
+        default=5.0, le=300, description="How long visitors wait while no agent is connected, before they get 503."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.origin) != (has(self.origins) && size(self.origins) > 0)",
+            "say either origin or origins",
+            _one_way_to_name_origins,
+        ),
+        Rule(
+            "self.protocol != 'http' || size(self.hostnames) > 0",
+            "an http tunnel needs a hostname",
+            _http_needs_a_hostname,
+        ),
+        Rule(
+            "self.hostnames.all(h, self.hostnames.exists_one(o, o == h))",
+            "a hostname is listed twice",
+            lambda spec: repeated(spec.hostnames, "hostnames"),
+        ),
+        Rule(
+            "self.origins.all(a, self.origins.exists_one(b, b.name == a.name))",
+            "two origins have the same name",
+            lambda spec: repeated([origin.name for origin in spec.origins], "origins", "name"),
+        ),
+        Rule(
+            "self.routes.all(r, !has(r.origin) || self.origins.exists(o, o.name == r.origin))",
+            "a route names an origin that spec.origins does not have",
+            _routes_name_known_origins,
+        ),
+        Rule(
+            "self.routes.all(a, self.routes.exists_one(b, has(a.path.prefix) == has(b.path.prefix)"
+            " && (has(a.path.prefix) ? a.path.prefix == b.path.prefix : a.path.exact == b.path.exact)))",
+            "two routes have the same path",
+            _routes_differ,
+        ),
+        Rule(
+            "self.cache.mode != 'override' || duration(self.cache.ttl) > duration('0s')",
+            "cache.mode override needs a ttl above zero",
+            _override_needs_a_ttl,
+        ),
+        Rule(
+            "self.cache.mode == 'override' || (duration(self.cache.ttl) == duration('0s')"
+            " && size(self.cache.statuses) == 0 && !self.cache.ignoreNoStore)",
+            "ttl, statuses and ignoreNoStore need cache.mode override",
+            _only_override_overrides,
+        ),
+        Rule(
+            "self.limits.burst == 0 || has(self.limits.ratePerVisitor)",
+            "limits.burst needs limits.ratePerVisitor",
+            _burst_needs_a_rate,
+        ),
+    )
+
+
+class Tunnel(Resource):
+    """Hostnames that lead to a local server through exit nodes near the visitors."""
+
+    kind: Literal["Tunnel"] = Field(default="Tunnel", description="`Tunnel`.")
+    spec: TunnelSpec = Field(description="What the tunnel serves.", examples=["{hostnames: [...], origin: {url: ...}}"])

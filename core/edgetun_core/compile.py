@@ -1,0 +1,312 @@
+"""Resources to what exit nodes obey: `compile_region(resources, ...) -> (Snapshot, problems)`. Pure.
+
+`Plan` does the part that all regions share (who holds which hostname, who is refused and why) once; `Plan.snapshot` then
+picks what one region serves. The order of the resources matters only between those without a creationTimestamp, which are
+files: the first in the files wins a hostname. Everything else is ordered by name, so equal input gives equal bytes.
+
+The models have been validated, so what one object alone can break (an unknown origin, two routes with one path) is
+refused before it gets here; here stands what only the whole set can break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edgetun_core.api.exitpool import ExitPool, PoolLimits
+from edgetun_core.api.policies import (
+    CachePolicy,
+    CollapsePolicy,
+    HeaderChanges,
+    HeaderPolicy,
+    LimitPolicy,
+    overlay,
+)
+from edgetun_core.api.tunnel import NamedOrigin, Origin, Tunnel, TunnelSpec
+from edgetun_core.problem import Problem, Severity, sort_problems
+from edgetun_core.quantities import quoted
+from edgetun_core.snapshot import (
+    CacheRule,
+    CollapseRule,
+    CredentialKey,
+    HeaderRules,
+    LimitRule,
+    OriginRule,
+    PoolRule,
+    RouteRule,
+    Snapshot,
+    TunnelRule,
+)
+
+__all__ = ["Plan", "Problem", "compile_region", "tunnel_rule"]
+
+LONE_ORIGIN = "default"
+"""Name of the origin of a tunnel that has only one, written as `spec.origin`."""
+
+
+def compile_region(
+    resources: Sequence[Tunnel | ExitPool],
+    pool: str,
+    region: str,
+    version: int,
+    *,
+    credential_keys: tuple[CredentialKey, ...] = (),
+    revoked_tokens: tuple[str, ...] = (),
+) -> tuple[Snapshot, tuple[Problem, ...]]:
+    """What the exit nodes of one region of one pool serve, and every problem of the whole set."""
+    plan = Plan(resources)
+    snapshot = plan.snapshot(pool, region, version, credential_keys=credential_keys, revoked_tokens=revoked_tokens)
+    return snapshot, plan.problems
+
+
+class Plan:
+    """What a set of resources comes to, before a region is chosen.
+
+    `problems` are sorted. An error keeps a tunnel, or one of its hostnames, from being served; a warning does not.
+    """
+
+    def __init__(self, resources: Sequence[Tunnel | ExitPool]) -> None:
+        found: list[Problem] = []
+        self._pools = {pool.id: pool for pool in resources if isinstance(pool, ExitPool)}
+        self._served: dict[str, tuple[Tunnel, TunnelRule]] = {}
+        holders: dict[str, Tunnel] = {}
+        for tunnel in _by_seniority(resource for resource in resources if isinstance(resource, Tunnel)):
+            pool = self._pools.get(tunnel.spec.pool.name)
+            if pool is None:
+                found.append(_no_pool(tunnel, self._pools))
+                continue
+            found.extend(_region_problems(tunnel, pool))
+            hostnames = _claim(tunnel, pool, holders, found)
+            if hostnames:
+                self._served[tunnel.id] = (tunnel, tunnel_rule(tunnel, hostnames))
+        self.problems = sort_problems(found)
+
+    def snapshot(
+        self,
+        pool: str,
+        region: str,
+        version: int,
+        *,
+        credential_keys: tuple[CredentialKey, ...] = (),
+        revoked_tokens: tuple[str, ...] = (),
+    ) -> Snapshot:
+        """What one region serves: the tunnels of its pool that allow it."""
+        rules = [
+            rule
+            for tunnel, rule in self._served.values()
+            if tunnel.spec.pool.name == pool and _allows(tunnel.spec, region)
+        ]
+        here = self._pools.get(pool)
+        return Snapshot(
+            version=version,
+            pool=pool,
+            region=region,
+            tunnels=tuple(sorted(rules, key=lambda rule: rule.id)),
+            credential_keys=credential_keys,
+            revoked_tokens=tuple(sorted(revoked_tokens)),
+            pool_rule=pool_rule(here.spec.limits) if here is not None else PoolRule(),
+        )
+
+    def everything(self, pool: str, region: str, version: int) -> Snapshot:
+        """What one machine serves that stands for every pool and region, as `edgetun up` does."""
+        rules = tuple(sorted((rule for _, rule in self._served.values()), key=lambda rule: rule.id))
+        here = self._pools.get(pool)
+        limits = pool_rule(here.spec.limits) if here is not None else PoolRule()
+        return Snapshot(version=version, pool=pool, region=region, tunnels=rules, pool_rule=limits)
+
+
+# --- the whole set -----------------------------------------------------------------------------------------------------
+
+
+def _by_seniority(tunnels: Iterable[Tunnel]) -> list[Tunnel]:
+    """Oldest first, equals by name; then those without a timestamp in the order they came."""
+    numbered = list(enumerate(tunnels))
+
+    def rank(entry: tuple[int, Tunnel]) -> tuple[int, str, str, int]:
+        index, tunnel = entry
+        created = tunnel.metadata.creation_timestamp
+        return (0, created, tunnel.id, 0) if created is not None else (1, "", "", index)
+
+    return [tunnel for _, tunnel in sorted(numbered, key=rank)]
+
+
+def _problem(severity: Severity, tunnel: Tunnel, field: str, reason: str, message: str) -> Problem:
+    return Problem(severity, tunnel.ref, field, reason, message)
+
+
+def _no_pool(tunnel: Tunnel, pools: dict[str, ExitPool]) -> Problem:
+    name = tunnel.spec.pool.name
+    known = ", ".join(sorted(pools)[:5])
+    remedy = f"write one of {known}" if known else "add an ExitPool of this name"
+    return _problem(
+        "error", tunnel, "spec.pool.name", "PoolNotFound", f"no ExitPool is called {quoted(name)}; {remedy}"
+    )
+
+
+def _allows(spec: TunnelSpec, region: str) -> bool:
+    policy = spec.pool.regions
+    return region not in policy.deny and (not policy.allow or region in policy.allow)
+
+
+def _region_problems(tunnel: Tunnel, pool: ExitPool) -> Iterable[Problem]:
+    policy = tunnel.spec.pool.regions
+    regions = [region.name for region in pool.spec.regions]
+    for where, names in (("allow", policy.allow), ("deny", policy.deny)):
+        for index, name in enumerate(names):
+            if name not in regions:
+                text = f"{pool.ref} has no region {quoted(name)}; it has {', '.join(sorted(regions))}"
+                yield _problem("warning", tunnel, f"spec.pool.regions.{where}[{index}]", "RegionNotFound", text)
+    if not any(_allows(tunnel.spec, region) for region in regions):
+        text = f"allows none of the regions of {pool.ref} ({', '.join(sorted(regions))}); allow one of them"
+        yield _problem("error", tunnel, "spec.pool.regions", "NoRegion", text)
+
+
+def _claim(tunnel: Tunnel, pool: ExitPool, holders: dict[str, Tunnel], found: list[Problem]) -> tuple[str, ...]:
+    """The hostnames the tunnel gets. A name belongs to one tunnel of the whole set, since DNS can lead to one pool only."""
+    mine = []
+    for index, hostname in enumerate(tunnel.spec.hostnames):
+        field = f"spec.hostnames[{index}]"
+        holder = holders.get(hostname)
+        if not _covers(pool.spec.domains, hostname):
+            domains = ", ".join(pool.spec.domains[:5])
+            text = f"{quoted(hostname)} is outside the domains of {pool.ref} ({domains}); choose a name in there or extend spec.domains"
+            found.append(_problem("error", tunnel, field, "HostnameNotAllowed", text))
+        elif holder is not None:
+            text = f"{quoted(hostname)} is held by {holder.ref}; choose another or ask for its release"
+            found.append(_problem("error", tunnel, field, "HostnameConflict", text))
+        else:
+            holders[hostname] = tunnel
+            mine.append(hostname)
+    if tunnel.spec.hostnames and not mine:
+        text = "none of its hostnames can be served; see the other problems of this tunnel"
+        found.append(_problem("error", tunnel, "spec.hostnames", "NotServed", text))
+    return tuple(mine)
+
+
+def _covers(domains: Sequence[str], hostname: str) -> bool:
+    if hostname in domains or "*" in domains:
+        return True
+    parent = hostname.partition(".")[2]
+    return not hostname.startswith("*.") and bool(parent) and f"*.{parent}" in domains
+
+
+# --- one tunnel --------------------------------------------------------------------------------------------------------
+
+
+def tunnel_rule(tunnel: Tunnel, hostnames: Sequence[str] | None = None) -> TunnelRule:
+    """The rule of one tunnel; `hostnames` when it does not get all it asks for."""
+    spec = tunnel.spec
+    return TunnelRule(
+        id=tunnel.id,
+        hostnames=tuple(sorted(spec.hostnames if hostnames is None else hostnames)),
+        origins=_origin_rules(spec),
+        routes=_route_rules(spec),
+        reconnect_grace_s=spec.reconnect_grace,
+        force_https=spec.force_https,
+    )
+
+
+def _origin_rules(spec: TunnelSpec) -> tuple[OriginRule, ...]:
+    if spec.origin is not None:
+        return (_origin_rule(LONE_ORIGIN, spec.origin),)
+    return tuple(_origin_rule(origin.name, origin) for origin in spec.origins)
+
+
+def _origin_rule(name: str, origin: Origin | NamedOrigin) -> OriginRule:
+    health = origin.health
+    return OriginRule(
+        name=name,
+        url=origin.url,
+        host_header=origin.host_header,
+        tls_verify=origin.tls.verify,
+        tls_ca_file=origin.tls.ca_file or "",
+        tls_server_name=origin.tls.server_name or "",
+        connect_timeout_s=origin.timeouts.connect,
+        response_timeout_s=origin.timeouts.response,
+        idle_timeout_s=origin.timeouts.idle,
+        max_connections=origin.max_connections,
+        health_path=health.path if health is not None else "",
+        health_interval_s=health.interval if health is not None else 10.0,
+    )
+
+
+def _route_rules(spec: TunnelSpec) -> tuple[RouteRule, ...]:
+    """Exact paths first, then prefixes from long to short; what no route names stays with the tunnel's own policies."""
+    rest = RouteRule(
+        cache=_cache_rule(spec.cache),
+        collapse=_collapse_rule(spec.collapse),
+        limits=_limit_rule(spec.limits),
+        request_headers=_header_rules(spec.headers.request),
+        response_headers=_header_rules(spec.headers.response),
+    )
+    routes = []
+    for route in spec.routes:
+        cache: CachePolicy = overlay(spec.cache, route.cache)
+        collapse: CollapsePolicy = overlay(spec.collapse, route.collapse)
+        limits: LimitPolicy = overlay(spec.limits, route.limits)
+        headers: HeaderPolicy = overlay(spec.headers, route.headers)
+        routes.append(
+            RouteRule(
+                path=route.path.normal,
+                match=route.path.match,
+                origin=route.origin or "",
+                strip_prefix=route.strip_prefix,
+                cache=_cache_rule(cache),
+                collapse=_collapse_rule(collapse),
+                limits=_limit_rule(limits),
+                request_headers=_header_rules(headers.request),
+                response_headers=_header_rules(headers.response),
+            )
+        )
+    if not any(route.match == "prefix" and route.path == "/" for route in routes):
+        routes.append(rest)
+    return tuple(sorted(routes, key=lambda route: (route.match != "exact", -len(route.path), route.path)))
+
+
+def _cache_rule(policy: CachePolicy) -> CacheRule:
+    overrides = policy.mode == "override"
+    return CacheRule(
+        mode="off" if policy.mode == "disabled" else policy.mode,
+        # A route may turn off what the tunnel overrides; what is left of it says nothing then.
+        ttl_s=policy.ttl if overrides else 0.0,
+        statuses=tuple(sorted(set(policy.statuses))) if overrides else (),
+        allow_authorization=policy.allow_authorization,
+        allow_cookies=policy.allow_cookies,
+        allow_set_cookie=policy.allow_set_cookie,
+        ignore_no_store=policy.ignore_no_store and overrides,
+        ignore_query=tuple(sorted(set(policy.ignore_query))),
+        max_object_bytes=policy.max_object_bytes,
+        stale_while_revalidate_s=policy.stale_while_revalidate,
+        stale_if_error_s=policy.stale_if_error,
+    )
+
+
+def _collapse_rule(policy: CollapsePolicy) -> CollapseRule:
+    return CollapseRule(enabled=policy.enabled, patience_s=policy.patience, not_collapsible_s=policy.not_collapsible)
+
+
+def _limit_rule(policy: LimitPolicy) -> LimitRule:
+    return LimitRule(
+        max_request_body_bytes=policy.max_request_body_bytes,
+        max_concurrent_requests=policy.max_concurrent_requests,
+        requests_per_second=policy.rate_per_visitor,
+        burst=policy.burst,
+    )
+
+
+def _header_rules(changes: HeaderChanges) -> HeaderRules:
+    return HeaderRules(
+        remove=tuple(sorted(set(changes.remove))),
+        set=tuple(sorted(changes.set.items())),
+        add=tuple(sorted(changes.add.items())),
+    )
+
+
+def pool_rule(limits: PoolLimits) -> PoolRule:
+    """Bounds of a pool's exit nodes."""
+    return PoolRule(
+        max_connections=limits.max_connections,
+        max_connections_per_address=limits.max_connections_per_address,
+        max_request_head_bytes=limits.max_request_head_bytes,
+        max_request_fields=limits.max_request_fields,
+        cache_bytes=limits.cache_bytes,
+    )
