@@ -70,7 +70,7 @@ async def dial(
 
             return await dial_tls(host, port, trust, user, timeout_s, server_name)
         case "qh3" | "aioquic":
-            from edgetun_core.transport.quic_driver import dial_quic
+            from edgetun_core.transport.quic_dial import dial_quic
 
             return await dial_quic(engine, host, port, trust, user, timeout_s, server_name)
         case _:
@@ -114,7 +114,7 @@ async def listen(
         case "qh3" | "aioquic":
             if other_protocols or select_context:
                 raise ConfigError(f"engine {engine} cannot share its port with other protocols", remedy="use tls")
-            from edgetun_core.transport.quic_driver import listen_quic
+            from edgetun_core.transport.quic_listen import listen_quic
 
             return await listen_quic(
                 engine,

@@ -108,6 +108,10 @@ class TlsLink:
         except (OSError, AttributeError, struct.error):
             return None
 
+    def unsent_bytes(self, lane: int) -> int:
+        """How much of a lane waits to be handed to the kernel."""
+        return 0 if self._ended else self._writers[lane].get_write_buffer_size()
+
     def write(self, lane: int, data: bytes) -> None:
         if self._closing:
             return

@@ -1,0 +1,135 @@
+"""QUIC by aioquic: the reference engine, readable to the last line and slow; the one to compare with when in doubt."""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+from collections.abc import Callable
+from typing import cast
+
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicProtocolVersion
+
+from edgetun_core.pki import ServerIdentity, Trust
+from edgetun_core.transport.link import ALPN
+from edgetun_core.transport.quic_driver import (
+    IDLE_TIMEOUT_S,
+    MAX_DATA_BYTES,
+    MAX_DATAGRAM_FRAME_BYTES,
+    MAX_STREAM_DATA_BYTES,
+    Ended,
+    Sink,
+)
+from edgetun_core.transport.udp import Address
+
+NAME = "aioquic"
+
+
+class AioquicConnection(QuicConnection):
+    """The driver's `Connection`."""
+
+    def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
+        for start in range(0, len(data), segment):
+            self.receive_datagram(data[start : start + segment], address, now)
+
+    def pump(self, sink: Sink) -> None:
+        while (event := self.next_event()) is not None:
+            match event:
+                case events.StreamDataReceived():
+                    if event.data:
+                        sink.stream_data(event.stream_id, event.data)
+                    if event.end_stream:
+                        sink.stream_ended(event.stream_id)
+                case events.HandshakeCompleted():
+                    sink.handshake_done(event.alpn_protocol)
+                case events.ConnectionIdIssued():
+                    sink.cid_issued(event.connection_id)
+                case events.ConnectionIdRetired():
+                    sink.cid_retired(event.connection_id)
+                case events.StreamReset() | events.StopSendingReceived():
+                    sink.stream_ended(event.stream_id)
+
+    def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
+        if not self._network_paths:
+            return
+        batch: list[bytes] = []
+        last: Address | None = None
+        for datagram, address in self.datagrams_to_send(now):
+            if last is not None and address != last:
+                send(batch, last)
+                batch = []
+            last = address
+            batch.append(datagram)
+        if last is not None:
+            send(batch, last)
+
+    def unsent(self, stream_id: int) -> int:
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def has_settled(self) -> bool:
+        return all(stream.sender._buffer_start == stream.sender._buffer_stop for stream in self._streams.values())
+
+    def end(self, code: int, reason: str) -> None:
+        self.close(error_code=code, frame_type=None, reason_phrase=reason)
+
+    @property
+    def ended(self) -> Ended | None:
+        event = self._close_event
+        if event is None:
+            return None
+        return Ended(int(event.error_code), event.reason_phrase, event.frame_type is None)
+
+    @property
+    def peer(self) -> Address:
+        return cast("Address", self.get_peer_address() or ("", 0))
+
+    @property
+    def rtt_s(self) -> float | None:
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+
+
+def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
+    """What every connection of a listener shares; made again when the identity changes."""
+    configuration = _configuration(is_client=False)
+    with tempfile.NamedTemporaryFile() as file:  # the library reads certificates from files only
+        file.write(identity.cert_pem)
+        file.flush()
+        with tempfile.NamedTemporaryFile() as key_file:  # 0600
+            key_file.write(identity.key_pem)
+            key_file.flush()
+            configuration.load_cert_chain(file.name, key_file.name)
+    return configuration
+
+
+def accept(configuration: QuicConfiguration, original_destination_cid: bytes) -> AioquicConnection:
+    """The listener's side of a connection that begins."""
+    return AioquicConnection(configuration=configuration, original_destination_connection_id=original_destination_cid)
+
+
+def dialled(trust: Trust, server_name: str) -> AioquicConnection:
+    """The dialler's side."""
+    configuration = _configuration(is_client=True)
+    configuration.server_name = server_name
+    if trust.insecure:
+        configuration.verify_mode = ssl.CERT_NONE
+    elif trust.ca_pem is not None:
+        configuration.cadata = trust.ca_pem
+    else:
+        paths = ssl.get_default_verify_paths()
+        configuration.cafile, configuration.capath = paths.cafile, paths.capath
+    return AioquicConnection(configuration=configuration)
+
+
+def _configuration(*, is_client: bool) -> QuicConfiguration:
+    return QuicConfiguration(
+        is_client=is_client,
+        alpn_protocols=[ALPN],
+        idle_timeout=IDLE_TIMEOUT_S,
+        max_data=MAX_DATA_BYTES,
+        max_stream_data=MAX_STREAM_DATA_BYTES,
+        max_datagram_frame_size=MAX_DATAGRAM_FRAME_BYTES,
+        supported_versions=[QuicProtocolVersion.VERSION_1],
+    )

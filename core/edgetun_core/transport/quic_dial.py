@@ -1,0 +1,199 @@
+"""Dialling a QUIC link: one connected UDP socket per link, every address of the host in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from typing import Any, Final
+
+from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, UpstreamUnreachable
+from edgetun_core.pki import Trust
+from edgetun_core.transport.failures import describe_dial_error, describe_quic_end
+from edgetun_core.transport.link import ALPN, LinkUser
+from edgetun_core.transport.quic_driver import QuicLink
+from edgetun_core.transport.quic_library import Library, library
+from edgetun_core.transport.udp import Address, UdpSocket
+
+REFUSED_FOR_S: Final = 1.0
+"""A peer whose host says "nobody listens there" for this long, with nothing heard meanwhile, is gone."""
+
+
+class DialledQuicLink(QuicLink):
+    """A link whose socket is its own and can be replaced."""
+
+    __slots__ = ("_dialled",)
+
+    def __init__(self, engine: str, connection: Any, dialled: _DialledEndpoint, user: LinkUser) -> None:
+        super().__init__(engine, connection, dialled, user, is_dialler=True)
+        self._dialled = dialled
+
+    @property
+    def udp_buffer_bytes(self) -> int:
+        """The kernel's receive buffer of this link's socket."""
+        return self._dialled.udp_buffer_bytes
+
+    def rebind(self) -> None:
+        """Goes on from a new local address, as after a change of network (RFC 9000 §9); raises `OSError`."""
+        self._dialled.rebind()
+
+
+class _DialledEndpoint:
+    def __init__(self, family: int, address: Address, up: asyncio.Future[None]) -> None:
+        self._family = family
+        self._address = address
+        self._up = up
+        self._link: DialledQuicLink | None = None
+        self._heard = False
+        self._refused_since = 0.0
+        self.refusal: OSError | None = None
+        self._udp = self._open()
+
+    def _open(self) -> UdpSocket:
+        sock = socket.socket(self._family, socket.SOCK_DGRAM)
+        try:
+            sock.connect(self._address)
+        except BaseException:
+            sock.close()
+            raise
+        return UdpSocket(sock, self._on_datagrams, self._on_batch_end, self._on_error)
+
+    def start(self, engine: str, connection: Any, user: LinkUser) -> DialledQuicLink:
+        self._link = link = DialledQuicLink(engine, connection, self, user)
+        link.start(self._address)
+        return link
+
+    def rebind(self) -> None:
+        fresh = self._open()
+        self._udp.close()
+        self._udp = fresh
+        if self._link is not None:
+            self._link.transmit()
+
+    @property
+    def udp_buffer_bytes(self) -> int:
+        return self._udp.buffer_bytes
+
+    # --- called by the socket
+
+    def _on_datagrams(self, data: bytes, segment: int, address: Address) -> None:
+        self._refused_since = 0.0
+        if self._link is not None:
+            self._link.take(data, segment, address, time.monotonic())
+
+    def _on_batch_end(self) -> None:
+        if self._link is not None:
+            self._link.pump()
+
+    def _on_error(self, error: OSError) -> None:
+        link = self._link
+        if error.errno != errno.ECONNREFUSED:
+            return  # a network that is away for a moment; QUIC's timers decide
+        if link is None or not link.is_established:
+            self.refusal = error
+            if not self._up.done():
+                self._up.set_exception(error)
+            return
+        # Anybody on the path could forge it (RFC 9000 §14.2.1), so once is not enough.
+        now = time.monotonic()
+        if not self._refused_since:
+            self._refused_since = now
+        elif now - self._refused_since > REFUSED_FOR_S:
+            link.fail(SessionLost(f"nobody listens at UDP {link.peer_address[0]}:{link.peer_address[1]} any more"))
+
+    # --- called by the link
+
+    @property
+    def is_blocked(self) -> bool:
+        return self._udp.is_blocked
+
+    def send(self, datagrams: list[bytes], address: Address) -> None:
+        self._udp.send(datagrams, address)
+
+    def when_writable(self, callback: Any) -> None:
+        self._udp.when_writable(callback)
+
+    def handshake_done(self, link: QuicLink, alpn: str | None) -> EdgetunError | None:
+        if alpn != ALPN:
+            return ProtocolError(
+                f"UDP {self._address[0]}:{self._address[1]} does not speak {ALPN}",
+                remedy="check that host and port are an exit node's",
+            )
+        if not self._up.done():
+            self._up.set_result(None)
+        return None
+
+    def cid_issued(self, link: QuicLink, cid: bytes) -> None: ...
+    def cid_retired(self, link: QuicLink, cid: bytes) -> None: ...
+
+    def link_ended(self, link: QuicLink, error: EdgetunError | None) -> None:
+        if not self._up.done():
+            self._up.set_exception(error or SessionLost("the link was closed before it was open"))
+        self._udp.close()
+
+
+async def dial_quic(
+    engine: str, host: str, port: int, trust: Trust, user: LinkUser, timeout_s: float, server_name: str | None
+) -> DialledQuicLink:
+    """See `engines.dial`."""
+    packets = library(engine)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout_s
+    name = server_name or host
+    try:
+        async with asyncio.timeout(timeout_s):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except (OSError, TimeoutError) as error:
+        raise describe_dial_error(error, host, port, name, timeout_s) from error
+    failure: EdgetunError | None = None
+    for position, (family, _, _, _, address) in enumerate(found):
+        share_s = (until - loop.time()) / (len(found) - position)
+        try:
+            return await _dial_one(packets, engine, family, address, (host, port), trust, user, share_s, name)
+        except UpstreamUnreachable as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+async def _dial_one(
+    packets: Library,
+    engine: str,
+    family: int,
+    address: Any,
+    asked: tuple[str, int],
+    trust: Trust,
+    user: LinkUser,
+    timeout_s: float,
+    name: str,
+) -> DialledQuicLink:
+    loop = asyncio.get_running_loop()
+    up: asyncio.Future[None] = loop.create_future()
+    try:
+        endpoint = _DialledEndpoint(family, address, up)
+    except OSError as error:
+        raise describe_dial_error(error, *asked, name, timeout_s) from error
+    link = endpoint.start(engine, packets.dialled(trust, name), user)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await up
+    except TimeoutError:
+        if link.is_open:  # up in the very tick in which time ran out
+            return link
+        link.abort()
+        raise UpstreamUnreachable(
+            f"UDP {asked[0]}:{asked[1]} did not answer within {timeout_s:.3g} s",
+            remedy="UDP may be blocked on the way; the tls engine goes over TCP",
+        ) from None
+    except OSError as error:
+        link.abort()
+        raise describe_dial_error(error, *asked, name, timeout_s, kind="UDP ") from error
+    except EdgetunError as error:
+        if link.ended_by is None:
+            raise
+        raise describe_quic_end(link.ended_by, *asked, name) from error
+    except asyncio.CancelledError:
+        link.abort()
+        raise
+    return link

@@ -1,0 +1,157 @@
+"""QUIC by qh3: the default engine, its packets made and read by Rust.
+
+Beyond the library's public interface this uses its packet core for two things, both worth measurable time in bulk: a GRO
+buffer goes in as it came from the kernel, and datagrams are polled without per-packet logging hooks in between.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from qh3.quic import events
+from qh3.quic.configuration import QuicConfiguration
+from qh3.quic.connection import QuicConnection
+from qh3.quic.packet import QuicProtocolVersion
+
+from edgetun_core.pki import ServerIdentity, Trust
+from edgetun_core.transport.link import ALPN
+from edgetun_core.transport.quic_driver import (
+    IDLE_TIMEOUT_S,
+    MAX_DATA_BYTES,
+    MAX_DATAGRAM_FRAME_BYTES,
+    MAX_STREAM_DATA_BYTES,
+    Ended,
+    Sink,
+)
+from edgetun_core.transport.udp import Address
+
+NAME = "qh3"
+
+
+class Qh3Connection(QuicConnection):
+    """The driver's `Connection`."""
+
+    def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
+        core = self._core
+        if core is None or not self._handshake_complete or len(data) <= segment:
+            for start in range(0, len(data), segment):
+                self.receive_datagram(data[start : start + segment], address, now)
+        else:
+            core.receive_gro_buffer(data, segment, address, now)
+            self._drain_core()
+
+    def pump(self, sink: Sink) -> None:
+        waiting = self._events
+        while waiting:
+            event = waiting.popleft()
+            match event:
+                case events.StreamDataReceived():
+                    if event.data:
+                        sink.stream_data(event.stream_id, event.data)
+                    if event.end_stream:
+                        sink.stream_ended(event.stream_id)
+                case events.HandshakeCompleted():
+                    sink.handshake_done(event.alpn_protocol)
+                case events.ConnectionIdIssued():
+                    sink.cid_issued(event.connection_id)
+                case events.ConnectionIdRetired():
+                    sink.cid_retired(event.connection_id)
+                case events.StreamReset() | events.StopSendingReceived():
+                    sink.stream_ended(event.stream_id)
+
+    def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
+        if self._core is None:
+            return
+        poll = self._core.poll_transmit
+        datagram = poll(now)
+        if datagram is None:
+            return
+        address = datagram[1]
+        batch = [datagram[0]]
+        while (datagram := poll(now)) is not None:
+            if datagram[1] != address:  # a path is being probed
+                send(batch, address)
+                address = datagram[1]
+                batch = []
+            batch.append(datagram[0])
+        send(batch, address)
+
+    def unsent(self, stream_id: int) -> int:
+        return self.get_send_buffer_size(stream_id)
+
+    def has_settled(self) -> bool:
+        return self._core is None or (self._core.bytes_in_flight == 0 and self.get_send_buffer_size() == 0)
+
+    def end(self, code: int, reason: str) -> None:
+        self.close(error_code=code, frame_type=None, reason_phrase=reason)
+
+    @property
+    def ended(self) -> Ended | None:
+        event = self._close_event
+        if event is None:
+            return None
+        reason = str(event.reason_phrase)
+        if "unacceptable" in reason and not self._certificate_names_server():
+            reason = "the certificate is not for this name"  # the library does not tell this case from others
+        return Ended(int(event.error_code), reason, event.frame_type is None)
+
+    def _certificate_names_server(self) -> bool:
+        certificate, wanted = self.get_peercert(), self._configuration.server_name
+        if certificate is None or wanted is None:
+            return True
+        try:
+            packed = ipaddress.ip_address(wanted).packed
+        except ValueError:
+            names = {wanted, "*." + wanted.partition(".")[2]}
+        else:
+            names = {":".join(f"{byte:02X}" for byte in packed)}
+        found = (name.decode("latin-1") for name in certificate.get_subject_alt_names())
+        return any(name[name.find("(") + 1 : name.rfind(")")] in names for name in found)
+
+    @property
+    def peer(self) -> Address:
+        if self._core is not None:
+            return self._core.active_path[2]
+        return cast("Address", self._remote_addr or ("", 0))
+
+    @property
+    def rtt_s(self) -> float | None:
+        return None if self._core is None else self._core.smoothed_rtt
+
+
+def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
+    """What every connection of a listener shares; made again when the identity changes."""
+    configuration = _configuration(is_client=False)
+    configuration.load_cert_chain(identity.cert_pem, identity.key_pem)
+    return configuration
+
+
+def accept(configuration: QuicConfiguration, original_destination_cid: bytes) -> Qh3Connection:
+    """The listener's side of a connection that begins."""
+    return Qh3Connection(configuration=configuration, original_destination_connection_id=original_destination_cid)
+
+
+def dialled(trust: Trust, server_name: str) -> Qh3Connection:
+    """The dialler's side."""
+    configuration = _configuration(is_client=True)
+    configuration.server_name = server_name
+    if trust.insecure:
+        configuration.verify_mode = ssl.CERT_NONE
+    else:
+        configuration.cadata = trust.ca_pem
+    return Qh3Connection(configuration=configuration)
+
+
+def _configuration(*, is_client: bool) -> QuicConfiguration:
+    return QuicConfiguration(
+        is_client=is_client,
+        alpn_protocols=[ALPN],
+        idle_timeout=IDLE_TIMEOUT_S,
+        max_data=MAX_DATA_BYTES,
+        max_stream_data=MAX_STREAM_DATA_BYTES,
+        max_datagram_frame_size=MAX_DATAGRAM_FRAME_BYTES,
+        supported_versions=[QuicProtocolVersion.VERSION_1],
+    )
