@@ -22,6 +22,7 @@ from edgetun_core.enrollment import (
     CA_PATH,
     REGISTER_PATH,
     RENEW_PATH,
+    UNREADABLE,
     AdHocTunnel,
     Endpoint,
     EnrollRequest,
@@ -156,7 +157,7 @@ async def _ask_one(
         raise _refusal(url, status, answer)
     try:
         response = msgspec.json.decode(answer, type=EnrollResponse)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except UNREADABLE:
         raise ProtocolError(
             f"{url} answered with something that is not an enrollment", remedy="is it an edgetun control server?"
         ) from None
@@ -198,7 +199,7 @@ async def _pinned_trust(token: ClusterToken, url: str, server_date: ServerDate) 
 def _refusal(url: str, status: int, answer: bytes) -> EdgetunError:
     try:
         body = msgspec.json.decode(answer, type=RefusalBody)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except UNREADABLE:
         return ControlUnreachable(
             f"{url} answered {status} to the registration", remedy="check that an edgetun server answers there"
         )

@@ -15,6 +15,9 @@ RENEW_PATH = "/v1/renew"
 CA_PATH = "/ca.pem"
 TIME_PATH = "/v1/time"
 
+UNREADABLE = (ValueError, RecursionError)
+"""What msgspec raises for text it cannot read: besides its own errors (all `ValueError`s) those for bad UTF-8 and deep nesting."""
+
 
 class AdHocTunnel(Struct, frozen=True, omit_defaults=True):
     """A tunnel that the agent asks for itself, without a manifest on the server.

@@ -115,10 +115,12 @@ def name_taken(hostname: str) -> Refused:
     return Refused("NameTaken", f"the name {hostname} belongs to another token", "choose another --host")
 
 
-def holder_among_manifests(hostname: str, ground: Ground) -> str | None:
-    """The id of the manifest tunnel that has the hostname, itself or by a wildcard."""
+def holder_among_manifests(hostname: str, ground: Ground, *, by_wildcard: bool) -> str | None:
+    """The id of the manifest tunnel that has the hostname: itself, or with `by_wildcard` also by a wildcard."""
     for tunnel_id, hostnames in ground.manifest_tunnels.items():
-        if any(hostname_matches(pattern, hostname) for pattern in hostnames):
+        if hostname in hostnames:
+            return tunnel_id
+        if by_wildcard and any(hostname_matches(pattern, hostname) for pattern in hostnames):
             return tunnel_id
     return None
 
@@ -250,7 +252,8 @@ def _check_hostname_allowed(hostname: str, token: TokenRecord, ground: Ground) -
             f"this token may not have the name {hostname}, but {where}",
             "choose another --host, or ask for a token that allows it (edgetun token create --host PATTERN)",
         )
-    holder = holder_among_manifests(hostname, ground)
+    # A wildcard that is put up later takes no name from a token that has it: exact names win over wildcards.
+    holder = holder_among_manifests(hostname, ground, by_wildcard=hostname not in ground.claims)
     if holder is not None:
         return Refused(
             "NameTaken",

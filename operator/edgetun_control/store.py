@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from edgetun_core.api.load import Loaded
 from edgetun_core.credentials import SigningKey, TokenRecord
 from edgetun_core.enrollment import AdHocTunnel
 
@@ -33,14 +34,6 @@ class Claim(Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestFile:
-    """One file of resources as its author wrote it; `source` is the name that problems are reported under."""
-
-    source: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoreProblem:
     """Something in the store that could not be used, in words for the person who put it there."""
 
@@ -55,7 +48,8 @@ class StoreState:
     tokens: Mapping[str, TokenRecord] = field(default_factory=dict)
     ended_tokens: Mapping[str, float] = field(default_factory=dict)
     """Tokens that were here once and are deleted: id -> when that was noticed."""
-    manifests: tuple[ManifestFile, ...] = ()
+    manifests: Loaded = field(default_factory=Loaded)
+    """The resources that people wrote, with where they stand and what is wrong with them."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
     """By hostname."""
     signing_keys: tuple[SigningKey, ...] = ()

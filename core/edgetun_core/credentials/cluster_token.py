@@ -116,7 +116,7 @@ class ClusterToken:
     def _from_payload(cls, payload: bytes) -> ClusterToken:
         try:
             read = _decoder.decode(payload)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except (ValueError, RecursionError):
             # The checksum was right, so this was made whole, by somebody who writes tokens in another way.
             raise _foreign() from None
         if read.version != VERSION or len(read.ca_fingerprint) not in (0, FINGERPRINT_BYTES):

@@ -164,7 +164,7 @@ class CredentialVerifier:
         body, signature = _split(text)
         try:
             claims = _decoder.decode(body)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except (ValueError, RecursionError):
             raise _not_a_credential() from None
 
         for key in self._keys:

@@ -143,7 +143,7 @@ class FolderStore:
         state = StoreState(
             tokens=tokens,
             ended_tokens=self._notice_deleted(tokens),
-            manifests=self.folder.read_manifests(problems),
+            manifests=self.folder.load_manifests(),
             claims=self.folder.read_claims(problems),
             signing_keys=self.folder.read_signing_keys(problems),
             problems=tuple(problems),

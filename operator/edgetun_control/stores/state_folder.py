@@ -26,7 +26,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from edgetun_control.store import Claim, ManifestFile, StoreProblem
+from edgetun_control.store import Claim, StoreProblem
 from edgetun_control.stores.files import (
     locked,
     make_private_folder,
@@ -34,16 +34,17 @@ from edgetun_control.stores.files import (
     unusable,
     write_whole,
 )
+from edgetun_core.api.load import Loaded, load_files
 from edgetun_core.credentials import SigningKey, TokenRecord
+from edgetun_core.enrollment import UNREADABLE
 from edgetun_core.errors import ConfigError, LimitExceeded
 
 MAX_RECORD_BYTES: Final = 64 * 1024
-MAX_MANIFEST_BYTES: Final = 1024 * 1024
 KEY_LIFETIME_S: Final = 30 * 86400.0
 """After this a new signing key is made."""
 OLD_KEY_KEPT_S: Final = 2 * 3600.0
 """How long a key is still published after its successor came into use: longer than any credential lives."""
-MANIFEST_SUFFIXES: Final = (".yaml", ".yml")
+MANIFEST_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 T = TypeVar("T", bound=Struct)
 FileMark = tuple[str, int, int, int]
@@ -126,7 +127,7 @@ class StateFolder:
     def read_used_tokens(self) -> dict[str, float]:
         try:
             return msgspec.json.decode(self._used.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        except (OSError, *UNREADABLE):
             return {}  # only a convenience for `token list`
 
     def write_used_tokens(self, used: Mapping[str, float]) -> None:
@@ -195,21 +196,9 @@ class StateFolder:
 
     # ---- manifests
 
-    def read_manifests(self, problems: list[StoreProblem]) -> tuple[ManifestFile, ...]:
-        """Sorted by name; a file that cannot be read becomes a problem and keeps no other from being used."""
-        found: list[ManifestFile] = []
-        for name in _names(self._tunnels, MANIFEST_SUFFIXES):
-            file = self._tunnels / name
-            try:
-                raw = _read_bounded(file, MAX_MANIFEST_BYTES)
-                found.append(ManifestFile(str(file), raw.decode("utf-8")))
-            except FileNotFoundError:
-                continue  # removed since it was listed
-            except OSError as error:
-                problems.append(StoreProblem(str(file), f"cannot be read: {error.strerror}"))
-            except ValueError as error:
-                problems.append(StoreProblem(str(file), str(error)))
-        return tuple(found)
+    def load_manifests(self) -> Loaded:
+        """The administrator's resources; whatever is wrong in one file keeps no other from being used."""
+        return load_files(self._tunnels / name for name in _names(self._tunnels, MANIFEST_SUFFIXES))
 
     # ---- noticing changes
 
@@ -235,7 +224,7 @@ class StateFolder:
             except OSError as error:
                 problems.append(StoreProblem(source, f"cannot be read: {error.strerror}"))
                 continue
-            except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+            except UNREADABLE as error:
                 problems.append(StoreProblem(source, f"is not what edgetun wrote: {error}"))
                 continue
             if f"{name_of(record)}.json" != name:
@@ -252,7 +241,7 @@ def _to_json(value: object) -> bytes:
 def _read_one(file: Path, kind: type[T]) -> T | None:
     try:
         return msgspec.json.decode(_read_bounded(file, MAX_RECORD_BYTES), type=kind)
-    except (OSError, ValueError):
+    except (OSError, *UNREADABLE):
         return None
 
 

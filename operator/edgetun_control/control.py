@@ -1,0 +1,143 @@
+"""Control itself: who is this agent, what may it serve, where does it connect. Knows no HTTP, no folder and no cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from edgetun_control.attempts import FailedAttempts
+from edgetun_control.placement import Placement
+from edgetun_control.publish import Publisher
+from edgetun_control.registry import Ground, Refused, decide_registration, name_taken
+from edgetun_control.store import Store, decide_signing_key
+from edgetun_core.credentials import CREDENTIAL_LIFETIME_S, ClusterToken, TokenRecord, TokenUnreadable, hash_secret
+from edgetun_core.enrollment import EnrollRequest, EnrollResponse
+from edgetun_core.errors import LimitExceeded
+
+MOST_NAMES_PER_TOKEN: Final = 100
+
+_NOBODY: Final = TokenRecord("nobody", hash_secret("nobody", bytes(32)))
+"""Compared with when the token is unknown, so that an answer takes as long as for a wrong secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """What control needs to know of the server it runs in."""
+
+    domain: str = ""
+    """Under which single labels and generated names go, such as `tunnels.example.com`."""
+    own_hostnames: frozenset[str] = frozenset()
+    """Names of the server itself, which no tunnel may have."""
+    credential_lifetime_s: float = CREDENTIAL_LIFETIME_S
+    most_names_per_token: int = MOST_NAMES_PER_TOKEN
+
+
+class Control:
+    """Answers agents out of a store, and what it publishes."""
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        store: Store,
+        publisher: Publisher,
+        placement: Placement,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._store = store
+        self._publisher = publisher
+        self._placement = placement
+        self._attempts = FailedAttempts()
+
+    async def enroll(self, token_text: str, request: EnrollRequest, address: str) -> EnrollResponse | Refused:
+        """Registers an agent, or renews it: the same question gets an answer that fits the present state."""
+        now = self.clock()
+        token = self._authenticate(token_text, address, now)
+        if isinstance(token, Refused):
+            return token
+        decision = decide_registration(request, token, self._ground(), now)
+        if isinstance(decision, Refused):
+            return decision
+        if decision.claim is not None:
+            try:
+                standing = await self._store.claim(decision.claim, self.settings.most_names_per_token)
+            except LimitExceeded as error:
+                return Refused("TooManyNames", error.message, error.remedy)
+            if standing.token_id != token.id:
+                return name_taken(standing.hostname)  # somebody was faster
+            await self._publisher.settled()
+        self._store.note_used(token.id, now)
+        return self._respond(request, token, decision.services, now)
+
+    def fail(self, address: str, refused: Refused) -> Refused:
+        """Counts a failed attempt; whoever makes too many hears only that."""
+        now = self.clock()
+        wait_s = self._attempts.wait_s(address, now)
+        if wait_s > 0:
+            return Refused(
+                "TooManyAttempts", "too many failed attempts from this address", f"try again in {wait_s:.0f} s"
+            )
+        self._attempts.note(address, now)
+        return refused
+
+    def _authenticate(self, text: str, address: str, now: float) -> TokenRecord | Refused:
+        try:
+            token = ClusterToken.parse(text)
+        except TokenUnreadable as error:
+            return self.fail(address, Refused("TokenMistyped", error.message, error.remedy))
+        record = self._store.state.tokens.get(token.token_id)
+        # Both, always: an id that exists must not be told from one that does not by the time it takes.
+        is_right = (record or _NOBODY).has_secret(token.secret)
+        if record is None or not is_right:
+            return self.fail(
+                address,
+                Refused(
+                    "TokenUnknown",
+                    f"this server does not know the cluster token {token.token_id}",
+                    "it was deleted, or made by another server; ask for a new one",
+                ),
+            )
+        return record
+
+    def _ground(self) -> Ground:
+        return Ground(
+            domain=self.settings.domain,
+            own_hostnames=self.settings.own_hostnames,
+            manifest_tunnels=self._publisher.manifest_tunnels,
+            claims=self._store.state.claims,
+        )
+
+    def _respond(
+        self, request: EnrollRequest, token: TokenRecord, services: tuple[str, ...], now: float
+    ) -> EnrollResponse | Refused:
+        rules = {rule.id: rule for rule in self._publisher.snapshot.tunnels}
+        tunnels = tuple(rules[service] for service in services if service in rules)
+        if len(tunnels) < len(services):
+            missing = next(service for service in services if service not in rules)
+            return Refused(
+                "TunnelNotAccepted",
+                self._publisher.problem_of(missing) or f"tunnel {missing} is not served by this server",
+                "ask the administrator; the server's log says more",
+            )
+        endpoints = self._placement.place(request, services, now)
+        key = decide_signing_key(self._store.state.signing_keys, now)
+        if not endpoints or key is None:
+            return Refused("NoExitNode", "no exit node has room for this agent now", "try again in a minute")
+        # A credential never outlives its token by more than the leeway for clocks.
+        ends = min(now + self.settings.credential_lifetime_s, token.expires or float("inf"))
+        lifetime_s = max(1.0, ends - now)
+        credential = key.sign(
+            agent_id=request.agent_id, token_id=token.id, services=services, now=now, lifetime_s=lifetime_s
+        )
+        return EnrollResponse(
+            credential=credential,
+            endpoints=endpoints,
+            tunnels=tunnels,
+            renew_after_s=lifetime_s / 2,
+            expires_in_s=lifetime_s,
+            server_time=self.clock(),
+        )
