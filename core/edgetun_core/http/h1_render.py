@@ -65,15 +65,17 @@ class PreparedResponse:
         self.without_body = status < 200 or status in (204, 304)
         line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
         self.base = line + _lines(head.fields)
-        self.variants: list[bytes | None] = [None] * 8
+        self.variants: list[bytes | None] = [None] * 16
 
     def variant(self, index: int) -> bytes:
-        """Renders by index: 1 chunked, 2 the connection closes, 4 the visitor speaks HTTP/1.0."""
+        """Renders by index, a sum of: 1 chunked, 2 the connection closes, 4 the visitor speaks HTTP/1.0, 8 no content."""
         rendered = self.variants[index]
         if rendered is None:
             added = b""
             if index & 1:
                 added += b"transfer-encoding: chunked\r\n"
+            if index & 8:
+                added += b"content-length: 0\r\n"
             if index & 2:
                 added += b"connection: close\r\n"
             elif index & 4:

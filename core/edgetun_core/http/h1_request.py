@@ -52,10 +52,13 @@ class ParsedRequest:
     """A request head and its framing; immutable and shared by every request with the same block.
 
     `body_length` is the length in bytes or `CHUNKED`. `expect_continue` is never set for a request without a body or of
-    HTTP/1.0 (RFC 9110 §10.1.1). `http_minor` is 0 or 1.
+    HTTP/1.0 (RFC 9110 §10.1.1). `http_minor` is 0 or 1. `variant` is what a response to it is rendered with (see
+    `PreparedResponse.variant`), and `is_simple` says that nothing follows the head: no body, no upgrade.
     """
 
-    __slots__ = ("body_length", "expect_continue", "head", "http_minor", "keep_alive")
+    __slots__ = (
+        *("body_length", "expect_continue", "head", "http_minor", "is_head", "is_simple", "keep_alive", "variant"),
+    )
 
     def __init__(
         self, head: RequestHead, body_length: int, keep_alive: bool, expect_continue: bool, http_minor: int
@@ -65,6 +68,9 @@ class ParsedRequest:
         self.keep_alive = keep_alive
         self.expect_continue = expect_continue
         self.http_minor = http_minor
+        self.is_head = head.method == b"HEAD"
+        self.is_simple = body_length == 0 and head.protocol is None
+        self.variant = (0 if keep_alive else 2) | (0 if http_minor else 4)
 
 
 def parse_request(block: bytes, scheme: bytes, limits: H1Limits) -> ParsedRequest:

@@ -54,9 +54,9 @@ _AUTHORITY = re.compile(rb"([a-z0-9._\-]{1,255}|\[[0-9a-f:.]{2,45}\])(?::([0-9]{
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
-def has_bare_line_end(data: bytes | bytearray) -> bool:
+def has_bare_line_end(data: bytes | bytearray, start: int = 0) -> bool:
     """Whether a LF without its CR stands in the data: such a head may never reach an end that we accept (RFC 9112 §2.2)."""
-    return _BARE_LF.search(data) is not None
+    return _BARE_LF.search(data, start) is not None
 
 
 def parse_fields(section: bytes, limits: H1Limits) -> list[Field]:

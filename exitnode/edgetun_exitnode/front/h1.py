@@ -1,0 +1,568 @@
+"""A visitor's HTTP/1.1 connection: reads requests, one at a time, and hands them to the pipeline (RFC 9112).
+
+Hot path. A request whose bytes were seen before, and came alone, is one dictionary lookup away from `Handler.open`. There is no
+timer per request or connection: the front sweeps over its connections once a second (`check`).
+
+Bounds: an unfinished head (`H1Limits`), pipelined bytes (64 KiB, then reading pauses), unsent response bytes (256 KiB, then the
+answering side is paused), all held bytes of a front together (`FrontLimits.held_bytes`, then 503).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from edgetun_core.errors import Cancelled, EdgetunError, LimitExceeded
+from edgetun_core.http.exchange import CLOSED
+from edgetun_core.http.h1 import H1Error, ParsedRequest, has_bare_line_end, parse_request, render_response
+from edgetun_core.http.message import Peer, RequestHead
+from edgetun_exitnode.front.context import MAX_REMEMBERED_BLOCK
+from edgetun_exitnode.front.h1_exchange import NO_BODY, RAW, H1Exchange
+from edgetun_exitnode.front.pages import build_problem
+
+if TYPE_CHECKING:
+    from edgetun_exitnode.front.server import Front
+
+_PIPELINED_AT_ONCE: Final = 64
+"""Requests answered in one go before the loop gets a turn."""
+
+# Why reading is paused; a set of bits.
+_BY_HANDLER: Final = 1
+_BY_PIPELINE: Final = 2
+_BY_WRITING: Final = 4
+
+
+class TooManyUnfinished(LimitExceeded):
+    """The front holds as many unread and half-read requests as it may."""
+
+    status = 503
+    retry_after_s = 1.0
+
+
+class H1Connection(asyncio.Protocol):
+    """One connection.
+
+    `active` is when something last happened that its phase's deadline counts from. `closing` is when it is dropped at the
+    latest, or 0.0 as long as it serves; `lingers` says that what still arrives until then is read and dropped.
+    """
+
+    __slots__ = (
+        "active",
+        "approved",
+        "closing",
+        "exchange",
+        "front",
+        "held",
+        "lingers",
+        "peer",
+        "read_paused",
+        "scanned",
+        "spare",
+        "stalled_bytes",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+    peer: Peer
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self.exchange: H1Exchange | None = None
+        self.spare: H1Exchange | None = None
+        self.held: bytearray | None = None
+        self.scanned = 0
+        self.active = front.now
+        self.closing = 0.0
+        self.lingers = False
+        self.read_paused = 0
+        self.write_paused = False
+        self.stalled_bytes = 0
+        self.approved: ParsedRequest | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.front.connected(self)
+
+    def wait_for_transport(self) -> None:
+        """Holds what comes before the transport is known (a TLS handshake may carry the first request along)."""
+        self.write_paused = True
+        self.read_paused = _BY_WRITING
+
+    def transport_is_there(self) -> None:
+        """Undoes `wait_for_transport`, when `transport` and `peer` are set."""
+        self.write_paused = False
+        self.read_paused = 0
+        if self.held is not None:
+            self.front.pump_later(self)
+
+    def data_received(self, data: bytes) -> None:
+        front = self.front
+        front.counters.bytes_in += len(data)
+        if self.exchange is None and self.held is None and not self.write_paused:
+            parsed = front.known.get(data)
+            if parsed is not None and parsed.is_simple and not self.closing:
+                self._start(parsed)
+                return
+        self._receive(data)
+
+    def eof_received(self) -> bool:
+        """The visitor sends no more. Except after an upgrade that is how leaving looks, and nobody can tell it from leaving."""
+        exchange = self.exchange
+        if exchange is None or exchange.over:
+            return False
+        if exchange.mode >= RAW:
+            if not exchange.request_done:
+                exchange.request_done = True
+                exchange.request.send_data(b"", True)
+            if exchange.mode == RAW and not exchange.over and self.front.can_half_close:
+                return True
+            exchange.over = exchange.over or exchange.mode > RAW
+        exchange.visitor_left()
+        self.close()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange = self.exchange
+        self.exchange = None
+        self.spare = None
+        self.approved = None
+        self._drop_held()
+        self.closing = self.closing or self.front.now or 1.0
+        self.front.disconnected(self)
+        if exchange is not None:
+            exchange.visitor_left()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.active = self.front.now
+        self.stalled_bytes = self.transport.get_write_buffer_size()
+        exchange = self.exchange
+        if exchange is not None and not exchange.over and not exchange.opening:
+            exchange.request.pause_response()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.active = self.front.now
+        exchange = self.exchange
+        if exchange is None:
+            if self.held is not None:
+                self.front.pump_later(self)
+        elif not exchange.over and not exchange.opening:
+            exchange.request.resume_response()
+        self._resume_reading(_BY_WRITING)
+
+    # Requests.
+
+    def _start(self, parsed: ParsedRequest) -> None:
+        """Opens an exchange. What the handler answers within `open` is written when this returns."""
+        front = self.front
+        if front.checks_host and parsed is not self.approved:
+            if not front.approves(self.peer, parsed.head.authority):
+                message = "this connection was made for another host"
+                self.refuse(H1Error(message, status=421, remedy="connect anew to the host that is meant"), parsed.head)
+                return
+            self.approved = parsed
+        exchange = self.spare
+        if exchange is None:
+            exchange = self.spare = H1Exchange(self)
+        exchange.begin(parsed)
+        exchange.opening = True
+        self.exchange = exchange
+        self.active = front.now
+        request = front.context.handler.open(parsed.head, self.peer, parsed.is_simple, exchange)
+        exchange.opening = False
+        if exchange.over:
+            if exchange.cancelled is not None:
+                self.spare = None
+                request.reset(exchange.cancelled)
+            elif self.exchange is not None:
+                self.spare = None
+        else:
+            self.spare = None
+            exchange.after_open(request)
+
+    def _receive(self, data: bytes) -> None:
+        """Everything but a lone request that is known."""
+        if self.closing:
+            return
+        exchange = self.exchange
+        if exchange is None:
+            self._read_requests(data)
+        elif exchange.mode >= RAW:
+            if self.held is not None:
+                self._hold(data)
+            else:
+                exchange.request.send_data(data, False)
+        elif exchange.request_done:
+            self._hold(data)
+        else:
+            rest = self._read_body(exchange, data)
+            if rest and not self.closing:
+                self._hold(rest)
+                if self.exchange is None:
+                    self.front.pump_later(self)
+
+    def pump(self) -> None:
+        """Goes on with what is held, after an exchange ended or writing resumed or an upgrade was accepted."""
+        held = self.held
+        if held is None or self.closing:
+            return
+        exchange = self.exchange
+        if exchange is None:
+            if self.write_paused:
+                return
+            self._drop_held()
+            self._resume_reading(_BY_PIPELINE)
+            self._read_requests(bytes(held))
+        elif exchange.mode >= RAW:
+            self._drop_held()
+            self._resume_reading(_BY_PIPELINE)
+            exchange.request.send_data(bytes(held), False)
+
+    def _read_requests(self, data: bytes) -> None:
+        """Reads heads and bodies as long as they are whole and each request is answered at once."""
+        if self.held is not None:
+            self._hold(data)
+            held: bytearray | None = self.held
+            if held is None:
+                return
+            if self.write_paused:
+                self._pause_reading(_BY_WRITING)
+                return
+            if held.find(b"\r\n\r\n", max(self.scanned - 3, 0)) < 0:
+                self._check_unfinished(held)
+                return
+            data = bytes(held)
+            self._drop_held()
+        front = self.front
+        at = 0
+        size = len(data)
+        turns = 0
+        while at < size and not self.closing:
+            if self.exchange is not None:
+                self._hold(data[at:])
+                return
+            if self.write_paused or turns >= _PIPELINED_AT_ONCE:
+                self._hold(data[at:])
+                if self.write_paused:
+                    self._pause_reading(_BY_WRITING)
+                else:
+                    front.pump_later(self)
+                return
+            if data[at] == 0x0D and data.startswith(b"\r\n", at):
+                at += 2  # an empty line before a request is forgiven (RFC 9112 §2.2)
+                continue
+            turns += 1
+            end = data.find(b"\r\n\r\n", at)
+            if end < 0:
+                self._hold(data[at:])
+                if self.held is not None:
+                    self._check_unfinished(self.held)
+                return
+            block = data[at : end + 4]
+            at = end + 4
+            parsed = front.known.get(block)
+            if parsed is None:
+                try:
+                    parsed = parse_request(block, front.scheme, front.h1_limits)
+                except H1Error as error:
+                    front.counters.requests_malformed += 1
+                    self.refuse(error, None, block)
+                    return
+                if len(block) <= MAX_REMEMBERED_BLOCK:
+                    front.known.put(block, parsed)
+            self._start(parsed)
+            exchange = self._exchange_in_flight()
+            if exchange is not None and not exchange.request_done and exchange.mode < RAW and at < size:
+                rest = self._read_body(exchange, data[at:])
+                at = size - len(rest)
+
+    def _exchange_in_flight(self) -> H1Exchange | None:
+        return None if self.closing else self.exchange
+
+    def _check_unfinished(self, held: bytearray) -> None:
+        """Refuses a head that is already too long, or can no longer become one."""
+        limits = self.front.h1_limits
+        size = len(held)
+        remedy = ""
+        status = 400
+        if size > limits.max_request_line_bytes and held.find(b"\n", 0, limits.max_request_line_bytes + 2) < 0:
+            message, status = f"the request line is longer than {limits.max_request_line_bytes} bytes", 414
+            remedy = "shorten the URL"
+        elif size > limits.max_head_bytes:
+            message, status = "the header section is too large", 431
+            remedy = "send fewer or shorter header fields"
+        elif has_bare_line_end(held, max(self.scanned - 1, 0)):
+            message = "a line ends in LF without CR (RFC 9112 §2.2)"
+        elif held[0] == 0x16:
+            message, remedy = "this looks like TLS", "use https:// with the port for it, or http:// here"
+        else:
+            self.scanned = size
+            return
+        self.front.counters.requests_malformed += 1
+        self.refuse(H1Error(message, status=status, remedy=remedy), None, bytes(held))
+
+    def _read_body(self, exchange: H1Exchange, data: bytes) -> bytes:
+        """Passes on a piece of the request's body; returns what came after the body's end."""
+        self.active = self.front.now
+        exchange.continued = True  # a visitor that did not wait for 100 needs none any more
+        decoder = exchange.decoder
+        if decoder is None:
+            left = exchange.body_left
+            if len(data) < left:
+                exchange.body_left = left - len(data)
+                self._pass_on(exchange, data, False)
+                return b""
+            exchange.body_left = 0
+            exchange.request_done = True
+            self._pass_on(exchange, data if len(data) == left else data[:left], True)
+            rest = data[left:]
+        else:
+            try:
+                pieces = decoder.feed(data)
+            except H1Error as error:
+                self.front.counters.requests_malformed += 1
+                self._fail_request(exchange, error)
+                return b""
+            if not decoder.done:
+                for piece in pieces:
+                    self._pass_on(exchange, piece, False)
+                return b""
+            exchange.request_done = True
+            last = b"" if decoder.trailers or not pieces else pieces.pop()
+            for piece in pieces:
+                self._pass_on(exchange, piece, False)
+            if not decoder.trailers:
+                self._pass_on(exchange, last, True)
+            elif not exchange.over:
+                exchange.request.send_trailers(decoder.trailers)
+            rest = decoder.rest
+        if exchange.over and self.exchange is exchange and not self.closing:
+            # The response was over before; with the body read away the connection is free for the next request.
+            self.exchange = None
+        return rest
+
+    def _pass_on(self, exchange: H1Exchange, data: bytes, end: bool) -> None:
+        if not exchange.over:
+            exchange.request.send_data(data, end)
+            return
+        exchange.drained += len(data)
+        if exchange.drained > self.front.limits.drained_body_bytes and not self.closing:
+            self.linger()
+
+    def _fail_request(self, exchange: H1Exchange, error: H1Error) -> None:
+        """The rest of the request cannot be read: whatever stands behind is told, and the visitor, if it is not too late."""
+        told = exchange.over or (exchange.started and exchange.pending is None)
+        over = exchange.over
+        exchange.visitor_left(error)
+        if not told:
+            self.refuse(error, exchange.parsed.head)
+        elif over:
+            self.linger()
+        else:
+            self.front.counters.responses_aborted += 1
+            self.abort()
+
+    # What is held back.
+
+    def _hold(self, data: bytes) -> None:
+        front = self.front
+        held = self.held
+        if held is None:
+            held = self.held = bytearray()
+            if self.exchange is None:
+                self.active = front.now
+        held += data
+        front.held_bytes += len(data)
+        if self.exchange is not None:
+            if len(held) > front.limits.pipelined_bytes:
+                self._pause_reading(_BY_PIPELINE)
+        elif front.held_bytes > front.limits.held_bytes:
+            front.counters.connections_refused += 1
+            self.refuse(TooManyUnfinished("too many unfinished requests wait at this edge"), None, bytes(held[:4096]))
+
+    def _drop_held(self) -> None:
+        held = self.held
+        if held is not None:
+            self.front.held_bytes -= len(held)
+            self.held = None
+        self.scanned = 0
+
+    def pause_body(self) -> None:
+        """The handler wants no more of the request's body for now."""
+        self._pause_reading(_BY_HANDLER)
+
+    def resume_body(self) -> None:
+        """The handler takes more again."""
+        self.active = self.front.now
+        self._resume_reading(_BY_HANDLER)
+
+    def _pause_reading(self, why: int) -> None:
+        if not self.read_paused:
+            self.transport.pause_reading()
+        self.read_paused |= why
+
+    def _resume_reading(self, why: int) -> None:
+        if self.read_paused & why:
+            self.read_paused &= ~why
+            if not self.read_paused and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    # Writing, and the end.
+
+    def write(self, data: bytes) -> None:
+        """Hands bytes to the transport."""
+        self.front.counters.bytes_out += len(data)
+        self.transport.write(data)
+
+    def after_exchange(self) -> None:
+        """An exchange ended outside `open`, and the connection is free again."""
+        self._resume_reading(_BY_HANDLER)
+        if self.held is not None:
+            self.front.pump_later(self)
+        elif self.front.draining:
+            self.close()
+
+    def end_early(self, exchange: H1Exchange) -> None:
+        """The response is over, and either the connection is to close or the request's body is still under way."""
+        self._resume_reading(_BY_HANDLER)
+        if exchange.request_done:
+            self.close()
+        elif exchange.closes or exchange.body_left > self.front.limits.drained_body_bytes:
+            self.linger()
+        # Otherwise the body is read and dropped, and the connection used again.
+
+    def end_raw_output(self, exchange: H1Exchange) -> None:
+        """The origin's side of an upgraded connection said its last."""
+        if exchange.request_done:
+            exchange.over = True
+            self.close()
+        elif self.front.can_half_close:
+            self.transport.write_eof()
+        else:
+            exchange.over = True
+            if not exchange.opening:
+                exchange.request.reset(Cancelled("the upgraded connection was closed by the other side"))
+            self.close()
+
+    def answer_error(self, exchange: H1Exchange, error: EdgetunError) -> None:
+        """Writes a problem page in place of a response that did not begin."""
+        head, body = build_problem(error, exchange.parsed.head)
+        exchange.over = False
+        exchange.started = False
+        exchange.request = CLOSED
+        exchange.mode = NO_BODY
+        if exchange.parsed.is_head:
+            exchange.on_head(head, True)
+        else:
+            exchange.on_head(head, False)
+            exchange.on_data(body, True)
+
+    def refuse(self, error: EdgetunError, head: RequestHead | None, block: bytes = b"") -> None:
+        """Answers a request that gets no exchange and closes: what follows on this connection is not to be trusted."""
+        accept = None if head is not None else b"text/html" if b"text/html" in block else b""
+        page, body = build_problem(error, head, accept=accept)
+        rendered = render_response(page, chunked=False, keep_alive=False, http_minor=1)
+        front = self.front
+        front.counters.responses[page.status // 100] += 1
+        is_head = head.method == b"HEAD" if head is not None else block.startswith(b"HEAD ")
+        date = front.date_line  # ends in the empty line that the rendering ends in as well
+        self.write(rendered[:-2] + date + (b"" if is_head else body))
+        self.linger()
+
+    def linger(self) -> None:
+        """Sends no more, and reads on for a moment: closing at once would destroy the response under way (RFC 9112 §9.6)."""
+        self.exchange = None
+        self._drop_held()
+        self.lingers = True
+        self.closing = self.front.now + self.front.limits.linger_s
+        self._resume_reading(self.read_paused)
+        if self.front.can_half_close:
+            self.transport.write_eof()
+
+    def close(self) -> None:
+        """Closes when what was written is sent, within the time that a stalled visitor has."""
+        if not self.closing:
+            self.closing = self.front.now + self.front.limits.write_stall_s
+        self._drop_held()
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Drops the connection at once."""
+        self.closing = self.closing or self.front.now or 1.0
+        self.transport.abort()
+
+    # Deadlines, and making room.
+
+    def check(self, now: float) -> None:
+        """Called once a sweep."""
+        limits = self.front.limits
+        if self.closing:
+            if now >= self.closing:
+                if self.lingers:
+                    self.lingers = False
+                    self.closing = now + limits.write_stall_s
+                    self.transport.close()
+                else:
+                    self.transport.abort()
+            return
+        idle_s = now - self.active
+        if self.write_paused:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent < self.stalled_bytes:
+                self.active = now
+            elif idle_s > limits.write_stall_s:
+                self._give_up("the visitor took nothing of the response for too long")
+            self.stalled_bytes = unsent
+            return
+        exchange = self.exchange
+        if exchange is None:
+            if self.held is None:
+                if idle_s > limits.keep_alive_s:
+                    self.close()
+            elif idle_s > limits.head_s:
+                self._time_out(H1Error("the request's head did not arrive in time", status=408), None)
+        elif exchange.request_done or exchange.mode >= RAW or self.read_paused:
+            pass  # the answering side has deadlines of its own
+        elif idle_s > limits.body_progress_s:
+            self._time_out(H1Error("the request's body did not arrive in time", status=408), exchange)
+
+    def _time_out(self, error: H1Error, exchange: H1Exchange | None) -> None:
+        self.front.counters.requests_timed_out += 1
+        if exchange is not None:
+            self._fail_request(exchange, error)
+        else:
+            self.refuse(error, None, bytes(self.held or b""))
+
+    def _give_up(self, why: str) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.visitor_left(Cancelled(why))
+        self.abort()
+
+    def evictability(self, now: float) -> float:
+        """How long this connection has kept a place without earning it, in seconds; 0 when it must stay."""
+        if self.closing:
+            return 0.0
+        idle_s = now - self.active
+        exchange = self.exchange
+        if exchange is None and not self.write_paused:
+            return idle_s
+        waits = self.write_paused or (exchange is not None and not exchange.request_done and exchange.mode < RAW)
+        return idle_s - _SLOW_GRACE_S if waits and idle_s > _SLOW_GRACE_S else 0.0
+
+    def close_if_idle(self) -> None:
+        """Closes when no request is under way; the front drains."""
+        if self.exchange is None and self.held is None and not self.closing:
+            self.close()
+
+    def evict(self) -> None:
+        """Makes room for another visitor."""
+        self._give_up("the edge needed the connection's place")
+
+
+_SLOW_GRACE_S: Final = 5.0
+"""A silent body or a stalled reader may be put out for others only after this long."""

@@ -1,0 +1,290 @@
+"""A front: one listener for visitors, its connections, their bounds and deadlines, and going away in good order.
+
+Everything that would cost a timer, a task or a callback per connection or request is done for all of them here: one sweep a
+second for the deadlines and the date, one callback per loop tick for what was left to flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import socket
+from collections import deque
+from email.utils import formatdate
+from typing import Final
+
+from edgetun_core.errors import LimitExceeded
+from edgetun_core.http.message import Peer
+from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.front.context import FrontContext, new_request_memo
+from edgetun_exitnode.front.h1 import H1Connection
+from edgetun_exitnode.front.h1_exchange import H1Exchange
+from edgetun_exitnode.front.listening import bind_sockets
+
+_log = logging.getLogger("edgetun.front")
+
+_BACKLOG: Final = 4096
+_REFUSED_AT_ONCE: Final = 512
+"""Refused connections that are read out politely at one time; beyond it they are dropped without a word."""
+_EVICTED_TOGETHER: Final = 256
+"""One search for idle connections finds this many, so that a flood of newcomers does not search each time."""
+
+
+class FrontFull(LimitExceeded):
+    """The front has as many connections as it may, and none could be put out."""
+
+    status = 503
+    retry_after_s = 1.0
+
+
+class Front:
+    """A listener and its connections; made by `serve_http` or `serve_https`."""
+
+    scheme = b"http"
+    checks_host = False
+    can_half_close = True
+
+    def __init__(self, context: FrontContext, sockets: list[socket.socket]) -> None:
+        self.context = context
+        self.limits = context.limits
+        self.h1_limits = context.limits.h1
+        self.counters = context.counters
+        self.known = new_request_memo()
+        self.now = context.clock()
+        self.date_line = b""
+        self.draining = False
+        self.held_bytes = 0
+        self.connections: set[H1Connection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._by_address: dict[bytes | str, int] = {}
+        self._locals: dict[str, tuple[str, int]] = {}
+        self._unflushed: list[H1Exchange] = []
+        self._unpumped: deque[H1Connection] = deque()
+        self._evictable: list[H1Connection] = []
+        self._refused = 0
+        self._servers: list[asyncio.Server] = []
+        self._sockets = sockets
+        self._emptied: asyncio.Future[None] | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        address = sockets[0].getsockname()
+        self.host: str = address[0]
+        self.port: int = address[1]
+
+    async def start(self) -> None:
+        """Begins to accept."""
+        self._tick()
+        for sock in self._sockets:
+            self._servers.append(await self._loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG))
+
+    def _protocol(self) -> asyncio.Protocol:
+        return H1Connection(self)
+
+    def approves(self, peer: Peer, authority: bytes) -> bool:
+        """Whether a request for this authority may come on the peer's connection."""
+        return True
+
+    # Connections.
+
+    def connected(self, connection: H1Connection) -> None:
+        """Admits a new connection, makes room for it, or refuses it."""
+        transport = connection.transport
+        address, port = peer_of(transport)
+        connection.peer = Peer(address, port, self.scheme, b"1.1", "", self.local_of(transport))
+        self.register(connection)
+        if not self.admits(address, len(self.connections) - 1):
+            self.counters.connections_refused += 1
+            if self._refused >= _REFUSED_AT_ONCE:
+                connection.abort()
+            else:
+                self._refused += 1
+                connection.refuse(FrontFull("this edge has too many connections", remedy="try again in a moment"), None)
+
+    def register(self, connection: H1Connection) -> None:
+        """Counts a connection from here on."""
+        high = self.limits.write_buffer_bytes
+        connection.transport.set_write_buffer_limits(high=high, low=high // 4)
+        self.connections.add(connection)
+        self.counters.connections_open += 1
+        self.counters.connections_total += 1
+        if self.limits.max_connections_per_address:
+            key = address_key(connection.peer.address)
+            if key is not None:
+                self._by_address[key] = self._by_address.get(key, 0) + 1
+
+    def disconnected(self, connection: H1Connection) -> None:
+        """The connection is gone."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        self.counters.connections_open -= 1
+        key = address_key(connection.peer.address) if self._by_address else None
+        if key is not None:
+            left = self._by_address.get(key, 0) - 1
+            if left > 0:
+                self._by_address[key] = left
+            else:
+                self._by_address.pop(key, None)
+        self._notice_empty()
+
+    def admits(self, address: str, others: int) -> bool:
+        """Whether one more connection from this address may stay beside `others`; puts an idle one out when full."""
+        bound = self.limits.max_connections_per_address
+        if bound and self._by_address:
+            key = address_key(address)
+            if key is not None and self._by_address.get(key, 0) > bound:
+                return False
+        return others < self.limits.max_connections or self._make_room()
+
+    def _make_room(self) -> bool:
+        """Puts out the connection that has been idle for longest; False when none is."""
+        for _ in range(2):
+            while self._evictable:
+                connection = self._evictable.pop()
+                if connection in self.connections and connection.evictability(self.now) > 0.0:
+                    self.counters.connections_evicted += 1
+                    connection.evict()
+                    return True
+            self._evictable = heapq.nlargest(
+                _EVICTED_TOGETHER,
+                (c for c in self.connections if c.evictability(self.now) > 0.0),
+                key=lambda c: c.evictability(self.now),
+            )
+            self._evictable.reverse()
+        return False
+
+    def local_of(self, transport: asyncio.Transport) -> tuple[str, int]:
+        """The local address of a connection; one shared tuple per address."""
+        name = transport.get_extra_info("sockname")
+        if not name:
+            return ("", 0)
+        known = self._locals.get(name[0])
+        if known is None:
+            known = self._locals[name[0]] = (normalise_address(name[0]), name[1])
+        return known
+
+    # Once a tick, once a second.
+
+    def flush_later(self, exchange: H1Exchange) -> None:
+        """Has the exchange's head written at the end of this loop tick, unless a body comes before."""
+        if not self._unflushed and not self._unpumped:
+            self._loop.call_soon(self._flush)
+        self._unflushed.append(exchange)
+
+    def pump_later(self, connection: H1Connection) -> None:
+        """Has the connection go on with what it holds, outside of whoever calls now."""
+        if not self._unflushed and not self._unpumped:
+            self._loop.call_soon(self._flush)
+        self._unpumped.append(connection)
+
+    def _flush(self) -> None:
+        unflushed = self._unflushed
+        self._unflushed = []
+        for exchange in unflushed:
+            exchange.flush()
+        unpumped = self._unpumped
+        self._unpumped = deque()
+        try:
+            while unpumped:
+                unpumped.popleft().pump()
+        finally:
+            for connection in unpumped:  # only when one of them raised: it must not take the others along
+                self.pump_later(connection)
+
+    def _tick(self) -> None:
+        self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
+        context = self.context
+        self.now = now = context.clock()
+        self.date_line = b"date: %b\r\n\r\n" % formatdate(context.wall_clock(), usegmt=True).encode()
+        self._refused = 0
+        for connection in tuple(self.connections):
+            connection.check(now)
+
+    # The end.
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stops accepting, lets exchanges finish with `Connection: close`, closes idle connections; returns when all are gone.
+
+        What is left after `deadline_s` is dropped.
+        """
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self.connections):
+            connection.close_if_idle()
+        await self._wait_empty(deadline_s)
+        for connection in tuple(self.connections):
+            connection.evict()
+        await self._wait_empty(1.0)
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    async def close(self) -> None:
+        """Drops everything at once."""
+        await self.drain(0.0)
+
+    def _is_empty(self) -> bool:
+        return not self.connections
+
+    def _notice_empty(self) -> None:
+        if self._emptied is not None and not self._emptied.done() and self._is_empty():
+            self._emptied.set_result(None)
+
+    async def _wait_empty(self, timeout_s: float) -> None:
+        if self._is_empty() or timeout_s <= 0.0:
+            return
+        self._emptied = self._loop.create_future()
+        try:
+            await asyncio.wait_for(self._emptied, timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            self._emptied = None
+
+
+def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
+    """The visitor's address as text and port; IPv4 in IPv6 is shown as IPv4."""
+    name = transport.get_extra_info("peername")
+    return (normalise_address(name[0]), name[1]) if name else ("", 0)
+
+
+def normalise_address(address: str) -> str:
+    """`::ffff:192.0.2.1` is `192.0.2.1`, and a zone is no part of who somebody is."""
+    if ":" in address:
+        if address.startswith("::ffff:") and "." in address:
+            return address[7:]
+        return address.partition("%")[0]
+    return address
+
+
+def address_key(address: str) -> bytes | str | None:
+    """What connections are counted by: the IPv4 address or the IPv6 /64; None for loopback."""
+    if ":" not in address:
+        return None if address.startswith("127.") or not address else address
+    if address == "::1":
+        return None
+    try:
+        return socket.inet_pton(socket.AF_INET6, address)[:8]
+    except OSError:
+        return address
+
+
+async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port: bool = False) -> Front:
+    """Serves HTTP/1.1 in the clear. Raises ConfigError when it cannot listen."""
+    sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)
+    front = Front(context, sockets)
+    await front.start()
+    return front
+
+
+async def serve_https(
+    context: FrontContext, host: str, port: int, certificates: CertificateStore, *, reuse_port: bool = False
+) -> Front:
+    """Serves HTTP/1.1 over TLS. Raises ConfigError when it cannot listen."""
+    from edgetun_exitnode.front.tls import TlsFront  # a node without HTTPS needs no TLS
+
+    sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)
+    front = TlsFront(context, sockets, certificates)
+    await front.start()
+    return front
