@@ -262,8 +262,8 @@ class QuicLink:
             return
         try:
             self._quic.take(data, segment, address, now)
-        except Exception:  # noqa: BLE001 - the edge to a peer: whatever trips the library ends one link, not the process
-            self._tripped()
+        except Exception as error:  # noqa: BLE001 - the edge to a peer: whatever trips the library ends one link, not the process
+            self._tripped(error)
 
     def pump(self) -> None:
         """Delivers what the library made of the datagrams."""
@@ -271,8 +271,8 @@ class QuicLink:
             return
         try:
             self._quic.pump(self)
-        except Exception:  # noqa: BLE001 - as above
-            self._tripped()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._tripped(error)
             return
         if self._early and 0 in self._opened_lanes:
             self._open_lanes()
@@ -287,8 +287,8 @@ class QuicLink:
     def _is_over(self) -> bool:
         return self._ended  # asked after calls that may have ended the link
 
-    def _tripped(self) -> None:
-        log.error("quic: %s tripped over datagrams of %s", self.engine, self.peer_address, exc_info=True)
+    def _tripped(self, error: Exception) -> None:
+        log.error("quic: %s tripped over datagrams of %s", self.engine, self.peer_address, exc_info=error)
         self.fail(ProtocolError("the QUIC library could not go on with what came in"))
 
     def _schedule(self) -> None:
@@ -307,8 +307,8 @@ class QuicLink:
         quic = self._quic
         try:
             quic.transmit(time.monotonic(), self._endpoint.send)
-        except Exception:  # noqa: BLE001 - as above
-            self._tripped()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._tripped(error)
             return
         if self._is_over():  # the socket reported that the peer is gone
             return
@@ -349,8 +349,8 @@ class QuicLink:
             return
         try:
             self._quic.handle_timer(max(now, at))
-        except Exception:  # noqa: BLE001 - as above
-            self._tripped()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._tripped(error)
             return
         self.pump()
 

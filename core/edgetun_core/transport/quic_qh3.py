@@ -32,10 +32,28 @@ NAME = "qh3"
 
 
 class Qh3Connection(QuicConnection):
-    """The driver's `Connection`."""
+    """The driver's `Connection`.
+
+    Counts for itself what may be sent to an address that is not validated yet (RFC 9000 §8.1): the library counts a client's
+    padding behind its Initial packet for nothing, and then fails instead of waiting.
+    """
+
+    _received_bytes = 0
+    _sent_bytes = 0
+    _held: list[tuple[bytes, Address]]
+
+    def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
+        retry = self._retry_source_connection_id
+        self._held = []
+        if retry is None:
+            self._retry_source_connection_id = b""  # makes the library take the address for validated
+        super()._create_core(remote_addr, initial_dcid, now)
+        self._retry_source_connection_id = retry
 
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
         core = self._core
+        if not self._handshake_complete:
+            self._received_bytes += len(data)
         if core is None or not self._handshake_complete or len(data) <= segment:
             for start in range(0, len(data), segment):
                 self.receive_datagram(data[start : start + segment], address, now)
@@ -66,6 +84,9 @@ class Qh3Connection(QuicConnection):
         if self._core is None:
             return
         poll = self._core.poll_transmit
+        if self._held or not (self._handshake_complete or self._is_client):
+            self._transmit_limited(now, send)
+            return
         datagram = poll(now)
         if datagram is None:
             return
@@ -78,6 +99,19 @@ class Qh3Connection(QuicConnection):
                 batch = []
             batch.append(datagram[0])
         send(batch, address)
+
+    def _transmit_limited(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
+        """At most three times what came in; the rest is held until more comes, or the handshake is through."""
+        assert self._core is not None
+        while (polled := self._core.poll_transmit(now)) is not None:
+            self._held.append((polled[0], polled[1]))
+        while self._held:
+            size = len(self._held[0][0])
+            if not self._handshake_complete and self._sent_bytes + size > 3 * self._received_bytes:
+                break
+            self._sent_bytes += size
+            datagram, address = self._held.pop(0)
+            send([datagram], address)
 
     def unsent(self, stream_id: int) -> int:
         return self.get_send_buffer_size(stream_id)
