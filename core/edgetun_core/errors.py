@@ -40,6 +40,10 @@ class ConfigError(EdgetunError):
     presentation = Presentation(500, 0x02, "InvalidConfiguration", "config")
 
 
+class AddressUnavailable(ConfigError):
+    """An address to listen on is taken by another program, or is not ours to use."""
+
+
 class ProtocolError(EdgetunError):
     """A peer broke a protocol's rules (HTTP or the tunnel's); its connection or session is closed."""
 

@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from collections.abc import Sequence
-
-from edgetun_core.errors import ConfigError
 
 
 def bind_sockets(host: str, port: int, *, reuse_port: bool = False, dead_after_s: float = 75.0) -> list[socket.socket]:
     """Binds every address of `host` (`""` or `"*"`: all interfaces) to one port; port 0 chooses a free one.
 
     Accepted connections inherit keep-alive and, on Linux, the time after which a peer that acknowledges nothing counts as
-    dead. Raises ConfigError that says what to do.
+    dead. Raises OSError.
     """
     if host in ("", "*"):
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise ConfigError(
-            f"cannot listen on {host}: {error.strerror}", remedy="give an address of this machine"
-        ) from None
-    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
+    missing: OSError | None = None
     try:
-        for family, address in addresses:
-            if port == 0 and sockets:
-                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            wanted = sockets[0].getsockname()[1] if sockets else port
             try:
-                sockets.append(_bind(family, address, host == "::", reuse_port, dead_after_s))
+                sockets.append(_bind(family, (address[0], wanted), host == "::", reuse_port, dead_after_s))
             except OSError as error:
-                # A name such as localhost may have an address family that this machine does not offer.
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(addresses) > 1:
-                    continue
-                raise ConfigError(_explain(host, port, error), remedy=_remedy(error)) from None
+                # A name such as localhost may have an address of a family that this machine does not offer.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+        if not sockets and host == "::":
+            sockets.append(_bind(socket.AF_INET, ("0.0.0.0", port), False, reuse_port, dead_after_s))
     except BaseException:
         for sock in sockets:
             sock.close()
         raise
     if not sockets:
-        raise ConfigError(f"cannot listen on {host}: this machine has no such address")
+        raise missing or OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
     return sockets
 
 
 def _bind(
-    family: int, address: Sequence[object], dual_stack: bool, reuse_port: bool, dead_after_s: float
+    family: int, address: tuple[object, int], dual_stack: bool, reuse_port: bool, dead_after_s: float
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -63,25 +55,8 @@ def _bind(
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_after_s * 1000))
         sock.setblocking(False)
-        sock.bind(tuple(address))
+        sock.bind(address)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _explain(host: str, port: int, error: OSError) -> str:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken: something else listens on {where}"
-    if error.errno == errno.EACCES:
-        return f"not allowed to listen on {where}"
-    return f"cannot listen on {where}: {os.strerror(error.errno or 0)}"
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "stop it or choose another port"
-    if error.errno == errno.EACCES:
-        return "choose a port from 1024 on, or grant CAP_NET_BIND_SERVICE"
-    return "choose an address of this machine"
