@@ -38,21 +38,22 @@ async def run_load(plan: LoadPlan, on_progress: Progress | None = None, *, progr
     requests are counted, not raised. Cancelling it closes every connection.
     """
     target = await resolve(plan)
-    allow_open_files(plan.connections)
+    allow_open_files(plan.connections, may_leave=isinstance(plan.arrivals, Crowd))
     run = _Run(plan, target, on_progress, progress_every_s)
     return await run.finished()
 
 
-def allow_open_files(connections: int) -> None:
-    """Raises the soft limit of open files as far as `connections` need; `ConfigError` when the hard limit is below it."""
+def allow_open_files(connections: int, *, may_leave: bool = False) -> None:
+    """Raises the soft limit of open files; `ConfigError` when the hard limit is below what `connections` need."""
     needed = connections + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
+        leave = ", or let visitors leave when they are answered: --no-hold" if may_leave else ""
         raise ConfigError(
             f"{connections:,} connections need {needed:,} open files and the limit of this machine is {hard:,}",
-            remedy=f"raise it (ulimit -n {needed}, or LimitNOFILE= of the service), or take fewer: {max(1, hard - _SPARE_FILES)}",
+            remedy=f"raise it (ulimit -n {needed}, or LimitNOFILE= of the service), or take {max(1, hard - _SPARE_FILES)}{leave}",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else hard, hard))
 
@@ -114,13 +115,11 @@ class _Run:
     def _work(self) -> None:
         now = perf_counter()
         elapsed = now - self._began
-        is_behind = False
         match self._arrivals:
             case ClosedLoop() as arrivals:
-                is_behind = self._start_loop(arrivals, now, elapsed)
-                is_over = (
-                    elapsed >= arrivals.duration_s or self.result.failed >= _ENOUGH_FAILURES > self.result.answered
-                )
+                is_dead = self.result.failed >= _ENOUGH_FAILURES > self.result.answered
+                is_over = is_dead or elapsed >= arrivals.duration_s
+                is_behind = not is_over and self._start_loop(arrivals, now)
             case arrivals:
                 is_behind = self._start_due(arrivals, now, elapsed)
                 is_over = self._arrived >= total(arrivals) and not self._backlog
@@ -166,9 +165,7 @@ class _Run:
             self.result.arriving_s = perf_counter() - self._began
         return until < last
 
-    def _start_loop(self, arrivals: ClosedLoop, now: float, elapsed: float) -> bool:
-        if elapsed >= arrivals.duration_s:
-            return False
+    def _start_loop(self, arrivals: ClosedLoop, now: float) -> bool:
         while self._restarts:
             self._ask(self._restarts.popleft(), now, now)
         until = min(arrivals.concurrency, self._arrived + _STARTS_PER_TICK)

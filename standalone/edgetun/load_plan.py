@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -93,9 +94,12 @@ class LoadPlan:
 
     @property
     def connections(self) -> int:
-        """How many connections may be open at once, at most."""
+        """How many connections must be able to be open at once."""
         arrivals = self.arrivals
-        return arrivals.visitors if isinstance(arrivals, Crowd) else arrivals.concurrency
+        if not isinstance(arrivals, Crowd):
+            return arrivals.concurrency
+        # Visitors who leave at once overlap as long as the server makes them wait, which nobody knows beforehand.
+        return arrivals.visitors if arrivals.hold else min(arrivals.visitors, 1_000)
 
     def request(self) -> bytes:
         """The request, as every visitor sends it."""
@@ -167,7 +171,7 @@ async def resolve(plan: LoadPlan) -> Target:
         try:
             await _probe(family, (ip, port), plan.timeout_s)
         except OSError as error:
-            failures.append(f"{ip} port {port}: {error.strerror or 'no answer'}")
+            failures.append(f"{ip} port {port}: {os.strerror(error.errno).lower() if error.errno else 'no answer'}")
             continue
         return Target(family, (ip, port), _tls(plan) if scheme == "https" else None, url_host)
     raise ConfigError(
