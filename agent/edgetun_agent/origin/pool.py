@@ -68,8 +68,8 @@ class Pool(Generic[Conn, Waiter]):
 
     def enqueue(self, waiter: Waiter, deadline: float) -> bool:
         """Puts a request in the queue; False when the queue is full."""
-        if len(self.waiting) >= self.max_waiting:
-            return False
+        if len(self.waiting) - self.opening >= self.max_waiting:
+            return False  # those for whom a connection is being opened do not count
         self.waiting[waiter] = deadline
         return True
 
