@@ -95,6 +95,18 @@ class CertificateStore:
         self.context.set_alpn_protocols(ALPN_PROTOCOLS)
         self.context.sni_callback = self._on_client_hello
 
+    @classmethod
+    def build(
+        cls,
+        files: Iterable[tuple[Path, Path]],
+        *,
+        development_ca: Path | None = None,
+        may_issue: Callable[[str], bool] | None = None,
+    ) -> CertificateStore:
+        """A store of these certificate and key files, with the development CA of a folder for other names if one is given."""
+        development = DevelopmentCA(development_ca) if development_ca is not None else None
+        return cls(tuple(files), development=development, may_issue=may_issue)
+
     def reload(self) -> list[str]:
         """Reads every file again; returns what is wrong, in words. What cannot be read stays as it was."""
         for pair in self._pairs:

@@ -1,7 +1,7 @@
 """A visitor's HTTP/1.1 connection: reads requests, one at a time, and hands them to the pipeline (RFC 9112).
 
 Hot path. A request whose bytes were seen before, and came alone, is one dictionary lookup away from `Handler.open`. There is no
-timer per request or connection: the front sweeps over its connections once a second (`check`).
+timer per request or connection: the front sweeps over its connections once a second (deadlines.py).
 
 Bounds: an unfinished head (`H1Limits`), pipelined bytes (64 KiB, then reading pauses), unsent response bytes (256 KiB, then the
 answering side is paused), all held bytes of a front together (`FrontLimits.held_bytes`, then 503).
@@ -21,7 +21,7 @@ from edgetun_exitnode.front.h1_exchange import NO_BODY, RAW, H1Exchange
 from edgetun_exitnode.front.pages import build_problem
 
 if TYPE_CHECKING:
-    from edgetun_exitnode.front.server import Front
+    from edgetun_exitnode.front.servers import Front
 
 _PIPELINED_AT_ONCE: Final = 64
 """Requests answered in one go before the loop gets a turn."""
@@ -495,74 +495,22 @@ class H1Connection(asyncio.Protocol):
         self.closing = self.closing or self.front.now or 1.0
         self.transport.abort()
 
-    # Deadlines, and making room.
-
-    def check(self, now: float) -> None:
-        """Called once a sweep."""
-        limits = self.front.limits
-        if self.closing:
-            if now >= self.closing:
-                if self.lingers:
-                    self.lingers = False
-                    self.closing = now + limits.write_stall_s
-                    self.transport.close()
-                else:
-                    self.transport.abort()
-            return
-        idle_s = now - self.active
-        if self.write_paused:
-            unsent = self.transport.get_write_buffer_size()
-            if unsent < self.stalled_bytes:
-                self.active = now
-            elif idle_s > limits.write_stall_s:
-                self._give_up("the visitor took nothing of the response for too long")
-            self.stalled_bytes = unsent
-            return
-        exchange = self.exchange
-        if exchange is None:
-            if self.held is None:
-                if idle_s > limits.keep_alive_s:
-                    self.close()
-            elif idle_s > limits.head_s:
-                self._time_out(H1Error("the request's head did not arrive in time", status=408), None)
-        elif exchange.request_done or exchange.mode >= RAW or self.read_paused:
-            pass  # the answering side has deadlines of its own
-        elif idle_s > limits.body_progress_s:
-            self._time_out(H1Error("the request's body did not arrive in time", status=408), exchange)
-
-    def _time_out(self, error: H1Error, exchange: H1Exchange | None) -> None:
-        self.front.counters.requests_timed_out += 1
-        if exchange is not None:
-            self._fail_request(exchange, error)
-        else:
-            self.refuse(error, None, bytes(self.held or b""))
-
-    def _give_up(self, why: str) -> None:
-        exchange = self.exchange
-        if exchange is not None:
-            exchange.visitor_left(Cancelled(why))
-        self.abort()
-
-    def evictability(self, now: float) -> float:
-        """How long this connection has kept a place without earning it, in seconds; 0 when it must stay."""
-        if self.closing:
-            return 0.0
-        idle_s = now - self.active
-        exchange = self.exchange
-        if exchange is None and not self.write_paused:
-            return idle_s
-        waits = self.write_paused or (exchange is not None and not exchange.request_done and exchange.mode < RAW)
-        return idle_s - _SLOW_GRACE_S if waits and idle_s > _SLOW_GRACE_S else 0.0
-
     def close_if_idle(self) -> None:
         """Closes when no request is under way; the front drains."""
         if self.exchange is None and self.held is None and not self.closing:
             self.close()
 
-    def evict(self) -> None:
-        """Makes room for another visitor."""
-        self._give_up("the edge needed the connection's place")
+    def time_out(self, error: H1Error) -> None:
+        """The request does not arrive in time: 408, if the visitor can still be told."""
+        self.front.counters.requests_timed_out += 1
+        if self.exchange is not None:
+            self._fail_request(self.exchange, error)
+        else:
+            self.refuse(error, None, bytes(self.held or b""))
 
-
-_SLOW_GRACE_S: Final = 5.0
-"""A silent body or a stalled reader may be put out for others only after this long."""
+    def give_up(self, why: str) -> None:
+        """Drops the connection together with its exchange."""
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.visitor_left(Cancelled(why))
+        self.abort()

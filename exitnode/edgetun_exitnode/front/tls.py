@@ -15,9 +15,9 @@ from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.certificates import CertificateStore, sni_of
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.h1 import H1Connection
-from edgetun_exitnode.front.server import Front, peer_of
+from edgetun_exitnode.front.servers import Front, peer_of
 
-_log = logging.getLogger("edgetun.front")
+_log = logging.getLogger(__name__)
 
 _RELOAD_EVERY_S = 5.0
 _SHUTDOWN_S = 30.0
@@ -109,8 +109,8 @@ class TlsFront(Front):
             for problem in self._certificates.reload_changed():
                 _log.warning("%s", problem)
 
-    async def drain(self, deadline_s: float) -> None:
-        await super().drain(deadline_s)
+    def close(self) -> None:
+        super().close()
         for transport, task in tuple(self._handshakes.items()):
             task.cancel()
             transport.abort()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 import socket
 from collections import deque
 from email.utils import formatdate
@@ -18,11 +17,10 @@ from edgetun_core.errors import LimitExceeded
 from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, new_request_memo
+from edgetun_exitnode.front.deadlines import check_deadline, evictability
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.listening import bind_sockets
-
-_log = logging.getLogger("edgetun.front")
 
 _BACKLOG: Final = 4096
 _REFUSED_AT_ONCE: Final = 512
@@ -141,14 +139,14 @@ class Front:
         for _ in range(2):
             while self._evictable:
                 connection = self._evictable.pop()
-                if connection in self.connections and connection.evictability(self.now) > 0.0:
+                if connection in self.connections and evictability(connection, self.now) > 0.0:
                     self.counters.connections_evicted += 1
-                    connection.evict()
+                    connection.give_up("the edge needed the connection's place")
                     return True
             self._evictable = heapq.nlargest(
                 _EVICTED_TOGETHER,
-                (c for c in self.connections if c.evictability(self.now) > 0.0),
-                key=lambda c: c.evictability(self.now),
+                (c for c in self.connections if evictability(c, self.now) > 0.0),
+                key=lambda c: evictability(c, self.now),
             )
             self._evictable.reverse()
         return False
@@ -198,7 +196,7 @@ class Front:
         self.date_line = b"date: %b\r\n\r\n" % formatdate(context.wall_clock(), usegmt=True).encode()
         self._refused = 0
         for connection in tuple(self.connections):
-            connection.check(now)
+            check_deadline(connection, now)
 
     # The end.
 
@@ -213,16 +211,19 @@ class Front:
         for connection in tuple(self.connections):
             connection.close_if_idle()
         await self._wait_empty(deadline_s)
-        for connection in tuple(self.connections):
-            connection.evict()
+        self.close()
         await self._wait_empty(1.0)
+
+    def close(self) -> None:
+        """Stops accepting and drops every connection at once."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self.connections):
+            connection.give_up("the edge went away")
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-
-    async def close(self) -> None:
-        """Drops everything at once."""
-        await self.drain(0.0)
 
     def _is_empty(self) -> bool:
         return not self.connections
@@ -271,7 +272,7 @@ def address_key(address: str) -> bytes | str | None:
 
 
 async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port: bool = False) -> Front:
-    """Serves HTTP/1.1 in the clear. Raises ConfigError when it cannot listen."""
+    """Serves HTTP/1.1 in the clear. Raises OSError when it cannot listen."""
     sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)
     front = Front(context, sockets)
     await front.start()
@@ -281,7 +282,7 @@ async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port:
 async def serve_https(
     context: FrontContext, host: str, port: int, certificates: CertificateStore, *, reuse_port: bool = False
 ) -> Front:
-    """Serves HTTP/1.1 over TLS. Raises ConfigError when it cannot listen."""
+    """Serves HTTP/1.1 over TLS. Raises OSError when it cannot listen."""
     from edgetun_exitnode.front.tls import TlsFront  # a node without HTTPS needs no TLS
 
     sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)
