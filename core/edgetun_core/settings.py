@@ -21,7 +21,7 @@ A process declares its settings as fields and gets its flags, environment names,
 | `bool` | `--flag` / `--no-flag`; `true`, `false`, `1`, `0`, `yes`, `no`, `on`, `off` in the environment |
 | `float`, name ends in `_s` | a duration (`2s`, `500ms`) or a plain number of seconds; the flag drops the `_s` |
 | `int`, name ends in `_bytes` | a size (`8Mi`, `10MB`) or a plain number |
-| `tuple[str, ...]` | flag given several times, or joined by commas |
+| `tuple[str, ...]` | flag given several times; joined by commas in the environment; a list in the file |
 | `Literal["a", "b"]` | one of them |
 | `X \\| None` | as `X`; `None` when nobody says anything |
 
@@ -65,6 +65,7 @@ class _Declared(NamedTuple):
     env: str
     short: str
     positional: bool
+    several: bool
     metavar: str
     minimum: float | None
     maximum: float | None
@@ -80,6 +81,7 @@ def setting(
     env: str = "",
     short: str = "",
     positional: bool = False,
+    several: bool = False,
     metavar: str = "",
     minimum: float | None = None,
     maximum: float | None = None,
@@ -88,9 +90,10 @@ def setting(
     """Declares one setting: its default (`REQUIRED`: none), help for people, and how it differs from the rules above.
 
     `flag` and `env` override the derived names, `short` adds a one-letter flag (`"-f"`), `positional` makes it an argument
-    without a flag. `parse` reads text where the type alone does not say how; it raises `ValueError` with a message for a person.
+    without a flag, `several` lets the flag of a list take more than one value at once (`-f a b`). `parse` reads text where
+    the type alone does not say how; it raises `ValueError` with a message for a person.
     """
-    declared = _Declared(help, secret, flag, env, short, positional, metavar, minimum, maximum, parse)
+    declared = _Declared(help, secret, flag, env, short, positional, several, metavar, minimum, maximum, parse)
     # REQUIRED is a default to the dataclass only: `from_namespace` refuses before it could be seen.
     return dataclasses.field(default=default, metadata={_KEY: declared}, repr=not secret)
 
@@ -115,6 +118,7 @@ class SettingInfo(NamedTuple):
     env: str
     key: str
     """The key in the file."""
+    several: bool
     metavar: str
     minimum: float | None
     maximum: float | None
@@ -161,6 +165,7 @@ def describe_settings(cls: type[Any]) -> tuple[SettingInfo, ...]:
                 short=declared.short,
                 env=declared.env or f"EDGETUN_{stem.upper()}",
                 key=dashed,
+                several=declared.several,
                 metavar=declared.metavar or _METAVARS.get(kind, "") or dashed.upper(),
                 minimum=declared.minimum,
                 maximum=declared.maximum,
@@ -241,7 +246,9 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Any], *, config_fla
         else:
             options["metavar"] = "{" + ",".join(info.choices) + "}" if info.choices else info.metavar
             if info.kind == "list" and info.flag:
-                options["action"] = "append"
+                options["action"] = "extend" if info.several else "append"
+                if info.several:
+                    options["nargs"] = "+"
         if not info.flag:
             parser.add_argument(info.name, nargs="*" if info.kind == "list" else "?", **options)
             continue
@@ -526,6 +533,8 @@ def _read_list(info: SettingInfo, raw: Any) -> tuple[Any, ...]:
     pieces = [raw] if isinstance(raw, str) else raw
     if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
         raise ValueError(f'{quoted(raw)} is not a list of texts; write ["one", "two"]')
-    words = [word.strip() for piece in pieces for word in piece.split(",")]
+    if isinstance(raw, str):
+        # The environment has no lists. A flag's value stays whole: a field or a path may hold a comma.
+        pieces = [word.strip() for word in raw.split(",")]
     parse = info.parse or str
-    return tuple(parse(word) for word in words if word)
+    return tuple(parse(piece) for piece in pieces if piece)

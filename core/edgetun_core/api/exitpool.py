@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from edgetun_core.api.meta import Resource
-from edgetun_core.api.model import ApiModel, Broken, Rule, repeated
+from edgetun_core.api.model import ApiModel, Broken, Rule, RuledModel, repeated
 from edgetun_core.api.names import Domain, FilePath, Label
 from edgetun_core.api.quantities import Bytes
 from edgetun_core.quantities import quoted
@@ -73,7 +73,7 @@ class PoolLimits(ApiModel):
     )
 
 
-class ExitPoolSpec(ApiModel):
+class ExitPoolSpec(RuledModel):
     """Where the pool's exit nodes stand and what they may serve."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
@@ -123,7 +123,7 @@ def _short_name(pool: ExitPool) -> Iterator[Broken]:
         )
 
 
-class ExitPool(Resource):
+class ExitPool(Resource, RuledModel):
     """A fleet of exit nodes: the edge that visitors reach."""
 
     namespaced: ClassVar[bool] = False

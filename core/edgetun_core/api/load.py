@@ -132,7 +132,8 @@ class _Reader:
             else:
                 found = False
         if not found and not any(problem.file == name for problem in self.problems) and not self._read_from(name):
-            self._file_problem(name, f"holds no resource; write one that begins with apiVersion: {API_VERSION}")
+            message = f"holds no resource; write one that begins with apiVersion: {API_VERSION}"
+            self._add("error", "", "NoResource", message, name, 0)
 
     def _read_from(self, name: str) -> bool:
         return any(source.file == name for source in self._sources.values())

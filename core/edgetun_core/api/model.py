@@ -49,11 +49,16 @@ class ApiModel(BaseModel):
         validate_by_alias=True,
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = ()
     reserved: ClassVar[frozenset[str]] = frozenset()
     """Names of fields that are planned: asking for one says so, instead of calling it unknown."""
     reserved_values: ClassVar[dict[str, frozenset[str]]] = {}
     """The same for values of a field (by its name in YAML)."""
+
+
+class RuledModel(ApiModel):
+    """A model with rules over several of its fields."""
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
 
     @model_validator(mode="after")
     def _obey_rules(self) -> Self:

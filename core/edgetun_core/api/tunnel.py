@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from edgetun_core.api.meta import Resource
-from edgetun_core.api.model import ApiModel, Broken, Location, Rule, repeated
+from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, repeated
 from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, OriginUrl, UrlPath
 from edgetun_core.api.policies import CachePolicy, CollapsePolicy, HeaderPolicy, LimitPolicy, overlay
 from edgetun_core.api.quantities import Duration
@@ -30,7 +30,7 @@ def _regions_both_ways(policy: RegionPolicy) -> Iterator[Broken]:
             yield Broken(("deny", index), f"{quoted(region)} is also in allow; keep it in one of them")
 
 
-class RegionPolicy(ApiModel):
+class RegionPolicy(RuledModel):
     """In which of the pool's regions a tunnel is served. Denied regions win over allowed ones."""
 
     reserved: ClassVar[frozenset[str]] = frozenset({"prefer", "spare", "selector", "residency"})
@@ -170,7 +170,7 @@ def _one_kind_of_path(path: RoutePath) -> Iterator[Broken]:
         yield Broken((), "says both prefix and exact; keep one, or write two routes")
 
 
-class RoutePath(ApiModel):
+class RoutePath(RuledModel):
     """Which paths a route is for."""
 
     reserved: ClassVar[frozenset[str]] = frozenset({"regex", "pattern", "glob", "suffix", "template"})
@@ -203,7 +203,7 @@ def _strip_needs_a_prefix(route: Route) -> Iterator[Broken]:
         yield Broken(("stripPrefix",), "has no prefix to strip; write path.prefix, or remove stripPrefix")
 
 
-class Route(ApiModel):
+class Route(RuledModel):
     """One path of a tunnel, and what is different there. Policies are laid over the tunnel's: what a route leaves out stays."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
@@ -308,7 +308,7 @@ def _burst_needs_a_rate(spec: TunnelSpec) -> Iterator[Broken]:
             yield Broken((*where, "burst"), "has no effect without a rate; add ratePerVisitor: 10/s, or remove burst")
 
 
-class TunnelSpec(ApiModel):
+class TunnelSpec(RuledModel):
     """What the tunnel serves, where from, and under which policies."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
@@ -340,7 +340,10 @@ class TunnelSpec(ApiModel):
     origins: list[NamedOrigin] = Field(
         default_factory=list,
         max_length=32,
-        description="Several local servers that routes choose from by name; the first is for everything else.",
+        description=(
+            "Several local servers that routes choose from by name; the first is for everything else. Each has a name and "
+            "the fields of `spec.origin`."
+        ),
     )
     routes: list[Route] = Field(
         default_factory=list,
