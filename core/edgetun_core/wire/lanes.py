@@ -1,0 +1,70 @@
+"""A lane as the mux sees it: what waits to be written, and the frame that is half received."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgetun_core.wire.frames import BULK_PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from edgetun_core.wire.early import Early
+    from edgetun_core.wire.flow import Exchange
+
+
+class Lane:
+    """One ordered byte stream of a session.
+
+    `out` holds headers and payloads until the next flush. `rest` is the beginning of a frame that is waited for as a
+    whole (at most 64 KiB); of a large DATA frame nothing is kept: its pieces go on as they come, `left` bytes are missing.
+    """
+
+    __slots__ = (
+        "has_big",
+        "is_paused",
+        "left",
+        "load",
+        "number",
+        "out",
+        "received_at",
+        "replies",
+        "rest",
+        "stream",
+        "stream_ends",
+        "waiting",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.out: list[bytes] = []
+        self.has_big = False
+        self.is_paused = False
+        self.waiting: list[Exchange] = []
+        """Exchanges whose producers were paused because this lane was."""
+        self.load = 0
+        self.replies = 0
+        """Frames we were made to write while the lane was paused."""
+        self.received_at = 0.0
+        self.rest = bytearray()
+        self.left = 0
+        self.stream: Exchange | Early | None = None
+        self.stream_ends = False
+
+    def take_writes(self, writes: list[tuple[int, bytes]]) -> None:
+        """Moves what waits into `writes`: small pieces joined, big ones by themselves and not copied."""
+        out = self.out
+        number = self.number
+        if not self.has_big:
+            writes.append((number, b"".join(out)))
+            out.clear()
+            return
+        self.has_big = False
+        start = 0
+        for position, piece in enumerate(out):
+            if len(piece) >= BULK_PAYLOAD_BYTES:
+                if position > start:
+                    writes.append((number, b"".join(out[start:position])))
+                writes.append((number, piece))
+                start = position + 1
+        if start < len(out):
+            writes.append((number, b"".join(out[start:])))
+        out.clear()
