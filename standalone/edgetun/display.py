@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -122,6 +122,9 @@ def render(state: DisplayState, *, width: int = 80, height: int = 24, ascii_only
         for warning in state.warnings[-3:]:
             lines += _wrapped(_row_start("warning", "bold yellow"), warning, width, "yellow", glyphs)
     lines = lines[:height]
+    for line in lines:
+        line.no_wrap = True
+        line.truncate(width, overflow="crop")
     room = height - len(lines) - 2  # an empty line and the heads of the columns
     parts: list[RenderableType] = list(lines)
     if state.recent and room > 0:
@@ -150,7 +153,6 @@ def _wrapped(start: Text, text: str, width: int, style: str, glyphs: _Glyphs) ->
     lines = [start, *(Text(" " * start.cell_len) for _ in pieces[1:])]
     for line, piece in zip(lines, pieces, strict=True):
         line.append(piece, style=style)
-        line.truncate(width, overflow="crop")
     return lines
 
 
@@ -175,10 +177,9 @@ def format_duration(seconds: float) -> str:
 
 def _title(state: DisplayState, width: int) -> Text:
     left = Text.assemble(("  edgetun", "bold"), f"  up {format_duration(state.up_s)}")
-    gap = width - left.cell_len - len(state.hint) - 2
+    gap = width - left.cell_len - cell_len(state.hint) - 2
     if gap >= 2:
         left.append(" " * gap + state.hint, style="dim")
-    left.truncate(width)
     return left
 
 
@@ -190,7 +191,7 @@ def _urls(state: DisplayState, width: int, glyphs: _Glyphs) -> list[Text]:
         target_room = width - 2 - longest - len(glyphs.arrow) - 4
         line = Text("  ")
         if row.target and target_room >= min(16, cell_len(row.target)):
-            line.append(shorten(row.url, longest, glyphs.cut).ljust(longest), style="bold cyan")
+            line.append(set_cell_size(shorten(row.url, longest, glyphs.cut), longest), style="bold cyan")
             line.append(f"  {glyphs.arrow}  ", style="dim")
             line.append(shorten(row.target, target_room, glyphs.cut))
         else:
@@ -212,7 +213,6 @@ def _sessions(state: DisplayState, width: int, glyphs: _Glyphs) -> list[Text]:
         line.append(f"{dot} ", style=_SESSION_STYLES[row.state])
         line.append(shorten(row.peer, max(8, width - line.cell_len - len(tail)), glyphs.cut))
         line.append(tail, style="dim")
-        line.truncate(width, overflow="crop")
         lines.append(line)
     return lines
 
@@ -225,7 +225,6 @@ def _origins(state: DisplayState, width: int, glyphs: _Glyphs) -> list[Text]:
         line.append(f"{glyphs.dot if row.is_up else glyphs.ring} ", style=style)
         line.append(shorten(row.url, max(12, (width - line.cell_len) // 2), glyphs.cut))
         line.append(f"  {word}", style=style)
-        line.truncate(width, overflow="crop")
         if row.error and not row.is_up:
             if line.cell_len + 2 + cell_len(row.error) <= width:
                 line.append(f"  {shorten(row.error, width, glyphs.cut)}", style="red")
@@ -265,8 +264,6 @@ def _traffic(state: DisplayState, width: int, glyphs: _Glyphs) -> list[Text]:
     third.append(" at the origin" if width >= _NARROW else " at origin")
     third.append(f"  {format_bytes(state.bytes_out)} out  {format_bytes(state.bytes_in)} in", style="dim")
     lines.append(third)
-    for line in lines:
-        line.truncate(width, overflow="crop")
     return lines
 
 
