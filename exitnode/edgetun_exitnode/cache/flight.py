@@ -1,0 +1,555 @@
+"""One fetch fanned out to everyone who asked for the same: the shell of `collapse.py` that moves the bytes. Hot path.
+
+Bounds. While the response may be stored, the body is kept whole, at most `max_object_bytes` and within what the store lets be
+reserved: readers are cursors into it, and the fetch is never paused for any of them. A body that outgrows that is no longer
+shared with newcomers, and becomes a window: the fetch keeps pace with the fastest reader (`WINDOW_BYTES` ahead of them), and
+who falls more than `max_object_bytes` plus the window behind is cut off. docs/caching.md says why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from edgetun_core.errors import Cancelled, EdgetunError, LimitExceeded, UpstreamBroken
+from edgetun_core.http.exchange import RequestSink, ResponseSink
+from edgetun_core.http.message import Fields, Peer, ResponseHead
+from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, Reader
+from edgetun_exitnode.cache.collapse import (
+    BrokeAfterHead,
+    Ended,
+    FailedBeforeHead,
+    FlightId,
+    HeadNotStorable,
+    HeadStorable,
+    Left,
+    Outgrew,
+    Satisfied,
+)
+from edgetun_exitnode.cache.freshness import ERRORS, NotStorable, Storable, decide_storable
+from edgetun_exitnode.cache.response import StoredResponse, Use, decide_not_modified, decide_range, with_cache_status
+from edgetun_exitnode.cache.scheduling import TimerHandle
+from edgetun_exitnode.cache.view import RequestView
+
+if TYPE_CHECKING:
+    from edgetun_exitnode.cache.stage import CacheStage
+
+WINDOW_BYTES: Final = 1024 * 1024
+RESERVE_STEP_BYTES: Final = 64 * 1024
+JOINABLE_WHILE_RUNNING_S: Final = 60.0
+"""How long newcomers may join a body that is still coming in where the operator's override holds, also beyond its TTL: a new
+fetch each TTL beside one that takes longer than that would only slow both down."""
+FILL_S: Final = 30.0
+"""How long a body that nobody reads may take to come in."""
+ERROR_NOT_COLLAPSIBLE_S: Final = 1.0
+"""How long an origin's 5xx keeps a key from being collapsed."""
+
+
+class Visitor:
+    """One visitor's request at this stage, while it waits, reads, or goes alone; the `RequestSink` its front holds."""
+
+    __slots__ = (
+        "asks",
+        "client",
+        "flight",
+        "fwd",
+        "is_over",
+        "is_paused",
+        "peer",
+        "reader",
+        "stage",
+        "upstream",
+        "view",
+    )
+
+    def __init__(self, stage: CacheStage, view: RequestView, peer: Peer, client: ResponseSink, fwd: bytes) -> None:
+        self.stage = stage
+        self.view = view
+        self.peer = peer
+        self.client = client
+        self.fwd = fwd
+        self.flight: Flight | None = None
+        self.reader: Reader | None = None
+        self.upstream: RequestSink | None = None
+        """The exchange of who goes alone."""
+        self.is_paused = False
+        self.is_over = False
+        self.asks = 0
+
+    def send_data(self, data: bytes, end: bool) -> None:
+        """Nothing to send: collapsed requests have no body."""
+
+    def send_trailers(self, fields: Fields) -> None:
+        """Nothing to send."""
+
+    def reset(self, error: EdgetunError) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        if self.reader is not None:
+            self.reader.reset(error)
+        flight = self.flight
+        if flight is not None:
+            flight.leave(self)
+        elif self.upstream is not None:
+            self.upstream.reset(error)
+
+    def pause_response(self) -> None:
+        self.is_paused = True
+        if self.reader is not None:
+            self.reader.is_paused = True
+        elif self.upstream is not None:
+            self.upstream.pause_response()
+
+    def resume_response(self) -> None:
+        self.is_paused = False
+        if self.reader is not None:
+            self.reader.resume_response()
+            if self.flight is not None and self.flight.is_upstream_paused:
+                self.flight.keep_pace()
+        elif self.upstream is not None:
+            self.upstream.resume_response()
+
+    def connect(self, upstream: RequestSink) -> None:
+        """The visitor's own exchange is open: passes on what they said meanwhile."""
+        self.upstream = upstream
+        if self.is_over:
+            upstream.reset(Cancelled("the visitor went away"))
+        elif self.is_paused:
+            upstream.pause_response()
+
+    def finish(self) -> None:
+        """All that was asked for is about to be pushed; comes before the push, because the front may ask again from within."""
+        self.is_over = True
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            flight.satisfied(self)
+
+    def fail(self, error: EdgetunError) -> None:
+        """The visitor gets the error."""
+        if not self.is_over:
+            self.is_over = True
+            self.flight = None
+            if self.reader is not None:
+                self.reader.reset(error)
+            self.client.on_reset(error)
+
+
+class Flight:
+    """One origin exchange for all who asked for the same; the `ResponseSink` of that exchange."""
+
+    __slots__ = (
+        "alone",
+        "attempt",
+        "body",
+        "fill_timer",
+        "fwd",
+        "id",
+        "is_ended_at_head",
+        "is_over",
+        "is_passing",
+        "is_upstream_paused",
+        "leader",
+        "names",
+        "origin_head",
+        "patience_timer",
+        "peer",
+        "readers",
+        "requested_at",
+        "reserved_bytes",
+        "response",
+        "stage",
+        "upstream",
+        "view",
+    )
+
+    def __init__(self, stage: CacheStage, flight_id: FlightId) -> None:
+        self.stage = stage
+        self.id = flight_id
+        self.view: RequestView
+        self.peer: Peer
+        self.leader: Visitor | None = None
+        self.names: tuple[bytes, ...] = ()
+        self.fwd = b"fwd=uri-miss"
+        self.requested_at = 0.0
+        self.attempt = 0
+        self.upstream: RequestSink | None = None
+        self.is_upstream_paused = False
+        self.origin_head: ResponseHead | None = None
+        self.is_ended_at_head = False
+        self.response: StoredResponse | None = None
+        self.body = Body()
+        self.readers: dict[Visitor, Reader] = {}
+        self.alone: Visitor | None = None
+        """The leader, when the response is theirs alone."""
+        self.is_passing = False
+        self.is_over = False
+        self.reserved_bytes = 0
+        self.patience_timer: TimerHandle | None = None
+        self.fill_timer: TimerHandle | None = None
+
+    # -- the request ----------------------------------------------------------------------------------------------------
+
+    def fetch(self, view: RequestView, peer: Peer, leader: Visitor | None, now: float) -> None:
+        """Sends the request; again with another leader when the first try failed."""
+        stage = self.stage
+        self.view = view
+        self.peer = peer
+        self.leader = leader if leader is not None and not leader.is_over else None
+        self.requested_at = now
+        self.names = stage.store.vary_of(self.key)
+        self.upstream = None
+        self.attempt += 1
+        attempt = self.attempt
+        stage.stats.fetches += 1
+        upstream = stage.next.open(view.fetch_head, peer, True, self)
+        # All of the answer may have come already, and even another attempt.
+        if attempt != self.attempt:
+            return
+        self.upstream = upstream
+        if self.is_over:
+            upstream.reset(Cancelled("nobody waits for this response any more"))
+        elif self.alone is not None:
+            self._connect_alone(self.alone)
+        elif self.is_upstream_paused:
+            upstream.pause_response()
+
+    @property
+    def key(self) -> bytes:
+        """The primary key of what is fetched."""
+        return self.view.head_key if self.view.is_head else self.view.key
+
+    def cancel(self) -> None:
+        """Nobody waits: gives the fetch up."""
+        if not self.is_over:
+            self._finish()
+            self.stage.forget(self)
+            if self.upstream is not None:
+                self.upstream.reset(Cancelled("nobody waits for this response any more"))
+
+    def leave(self, visitor: Visitor) -> None:
+        """A visitor went away."""
+        visitor.flight = None
+        self.readers.pop(visitor, None)
+        if visitor is self.leader:
+            self.leader = None
+        self.stage.tell(Left(self.id, visitor))
+        self.keep_pace()
+
+    # -- the response ---------------------------------------------------------------------------------------------------
+
+    def satisfied(self, visitor: Visitor) -> None:
+        """A visitor has, or is about to get, all they asked for."""
+        self.readers.pop(visitor, None)
+        if visitor is self.leader:
+            self.leader = None
+        self.stage.tell(Satisfied(self.id, visitor))
+
+    def on_interim(self, head: ResponseHead) -> None:
+        # Hints before the final head are the leader's: nobody knows yet whether the response may be shared.
+        if self.leader is not None and not self.leader.is_over:
+            self.leader.client.on_interim(head)
+
+    def on_head(self, head: ResponseHead, end: bool) -> None:
+        stage = self.stage
+        now = stage.clock()
+        self._cancel_patience()
+        if head.status in ERRORS and stage.find_for_error(self.view, now) is not None:
+            self._finish()
+            if self.upstream is not None:  # otherwise `fetch` does it when `open` returns
+                self.upstream.reset(Cancelled("a stored response answers instead"))
+            stage.tell(FailedBeforeHead(self.id, stale_allowed=True))
+            return
+        self.origin_head = head
+        self.is_ended_at_head = end
+        verdict = decide_storable(
+            stage.rule,
+            self.view.head,
+            stage.request_directives(self.view),
+            head,
+            requested_at=self.requested_at,
+            received_at=now,
+            wall_s=stage.wall_clock(),
+        )
+        match verdict:
+            case NotStorable():
+                self._take_alone(verdict, end, now)
+            case Storable():
+                self._share(verdict, head, end, now)
+
+    def _take_alone(self, verdict: NotStorable, end: bool, now: float) -> None:
+        stage = self.stage
+        self.alone = self.leader
+        remember_s = stage.collapse.not_collapsible_s
+        if verdict.is_error:
+            remember_s = min(remember_s, ERROR_NOT_COLLAPSIBLE_S)
+        else:
+            stage.forget_stale(self.view)
+        if end:
+            self._finish()
+        stage.tell(HeadNotStorable(self.id, remember_s))
+        if end:
+            stage.tell(Ended(self.id))
+            stage.forget(self)
+
+    def _share(self, verdict: Storable, head: ResponseHead, end: bool, now: float) -> None:
+        stage = self.stage
+        response = StoredResponse(
+            head.status,
+            verdict.fields,
+            verdict.timing,
+            verdict.length,
+            stage.wall_clock(),
+            is_head_only=self.view.is_head,
+        )
+        response.fwd = self.fwd
+        names = stage.store.learn_vary(self.key, verdict.vary)
+        secondary = self.view.secondary(names)
+        differing: tuple[Visitor, ...] = ()
+        if names != self.names:
+            differing = tuple(
+                visitor
+                for visitor in stage.coordinator.visitors(self.id)
+                if isinstance(visitor, Visitor) and visitor.view.secondary(names) != secondary
+            )
+            self.names = names
+        self.response = response
+        if end:
+            self._complete(now)
+        joinable_until = response.fresh_until
+        if verdict.timing.counts_from_arrival:
+            joinable_until = max(joinable_until, now + JOINABLE_WHILE_RUNNING_S)
+        for visitor in differing:
+            visitor.flight = None
+        stage.tell(HeadStorable(self.id, stage.flight_key(self.key, secondary, self.id), joinable_until, differing))
+        if end:
+            stage.tell(Ended(self.id))
+            stage.forget(self)
+
+    def attach(self, visitor: Visitor) -> None:
+        """Gives a visitor the head, and the body from its first byte on."""
+        if visitor.is_over:
+            return
+        if visitor is self.alone:
+            assert self.origin_head is not None
+            if self.is_ended_at_head:
+                visitor.is_over = True
+                visitor.flight = None
+            elif self.upstream is not None:
+                self._connect_alone(visitor)
+            visitor.client.on_head(self.stage.decorate(self.origin_head, visitor.fwd), self.is_ended_at_head)
+            return
+        response, view, stage = self.response, visitor.view, self.stage
+        assert response is not None
+        now = stage.clock()
+        use: Use = "led" if visitor is self.leader else "collapsed"
+        if decide_not_modified(response, view.condition):
+            visitor.finish()
+            visitor.client.on_head(response.not_modified(now, use), True)
+            return
+        if view.is_head:
+            visitor.finish()
+            visitor.client.on_head(response.head(now, use), True)
+            return
+        part = decide_range(response, view.byte_range)
+        if part == "unsatisfiable":
+            visitor.finish()
+            visitor.client.on_head(response.unsatisfiable(now, use), True)
+            return
+        if part != "whole":
+            first, last = part
+            reader = Reader(self.body, visitor.client, skip=first, limit=last - first + 1, is_paused=visitor.is_paused)
+            reader.on_done = lambda: visitor.finish()
+            head = response.partial(now, use, first, last)
+        else:
+            reader = Reader(self.body, visitor.client, is_paused=visitor.is_paused)
+            if use == "led":
+                assert self.origin_head is not None
+                detail = self.fwd + (b"; stored" if stage.may_store else b"")
+                head = with_cache_status(self.origin_head, detail, stage.wall_clock())
+            else:
+                head = response.head(now, use)
+        if self.body.is_complete and not self.body.total and self.body.trailers is None:
+            visitor.finish()
+            visitor.client.on_head(head, True)
+            return
+        reader.on_done = visitor.finish
+        visitor.reader = reader
+        self.readers[visitor] = reader
+        visitor.client.on_head(head, False)
+        reader.pump()
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        alone = self.alone
+        if alone is not None:
+            if end:
+                self._end_alone(alone)
+            alone.client.on_data(data, end)
+            return
+        if self.response is None or self.is_over:
+            return
+        body = self.body
+        if data:
+            body.append(data)
+            if self.view.is_head or (0 <= self.response.length < body.total):
+                self._break(UpstreamBroken("the origin sent more than its Content-Length"))
+                return
+            if not self.is_passing and not self._reserve(len(data) + CHUNK_OVERHEAD_BYTES):
+                self._outgrow()
+        if end:
+            self._end()
+        else:
+            self._pump_all()
+
+    def on_trailers(self, fields: Fields) -> None:
+        if self.alone is not None:
+            alone = self.alone
+            self._end_alone(alone)
+            alone.client.on_trailers(fields)
+        elif self.response is not None and not self.is_over:
+            self.body.trailers = fields
+            self._end()
+
+    def on_reset(self, error: EdgetunError) -> None:
+        if self.is_over:
+            return
+        if self.alone is not None:
+            alone = self.alone
+            self._end_alone(alone)
+            alone.client.on_reset(error)
+        elif self.response is not None:
+            self._break(error)
+        else:
+            self._cancel_patience()
+            self.upstream = None
+            stale_allowed = self.stage.find_for_error(self.view, self.stage.clock()) is not None
+            self.stage.tell(FailedBeforeHead(self.id, stale_allowed), error)
+            if self.id not in self.stage.coordinator:
+                self._finish()
+                self.stage.forget(self)
+
+    def pause_request(self) -> None:
+        """There is no request body."""
+
+    def resume_request(self) -> None:
+        """There is no request body."""
+
+    # -- inside -----------------------------------------------------------------------------------------------------------
+
+    def _pump_all(self) -> None:
+        for reader in tuple(self.readers.values()):
+            reader.pump()
+        if self.is_passing and not self.is_over:
+            self._forget_read()
+            self.keep_pace()
+
+    def _end(self) -> None:
+        """The body is complete, or says it is."""
+        length = self.response.length if self.response is not None else -1
+        if 0 <= length != self.body.total:
+            self._break(UpstreamBroken("the origin sent less than its Content-Length"))
+            return
+        # Stored and out of the coordinator before anyone hears of the end: they may ask again from within.
+        self._complete(self.stage.clock())
+        self.stage.tell(Ended(self.id))
+        self.stage.forget(self)
+        self._pump_all()
+
+    def _complete(self, now: float) -> None:
+        self.body.is_complete = True
+        response = self.response
+        assert response is not None
+        was_passing = self.is_passing
+        self._finish()
+        if not was_passing:
+            response.set_length(self.body.total)
+            self.stage.put(self, response, now)
+
+    def _break(self, error: EdgetunError) -> None:
+        self.stage.stats.broken += 1
+        upstream = self.upstream
+        self._finish()
+        self.stage.tell(BrokeAfterHead(self.id), error)
+        self.stage.forget(self)
+        if upstream is not None:
+            upstream.reset(error)
+
+    def _finish(self) -> None:
+        self.is_over = True
+        self._cancel_patience()
+        if self.fill_timer is not None:
+            self.fill_timer.cancel()
+            self.fill_timer = None
+        if self.reserved_bytes:
+            self.stage.store.release(self.stage.tenant, self.reserved_bytes)
+            self.reserved_bytes = 0
+
+    def _connect_alone(self, visitor: Visitor) -> None:
+        assert self.upstream is not None
+        visitor.upstream = self.upstream
+        if visitor.is_paused:
+            self.upstream.pause_response()
+
+    def _end_alone(self, visitor: Visitor) -> None:
+        visitor.is_over = True
+        visitor.flight = None
+        self._finish()
+        self.stage.tell(Ended(self.id))
+        self.stage.forget(self)
+
+    def _reserve(self, size_bytes: int) -> bool:
+        """Takes room in the store for what is kept, a step at a time; False when the body is too large to be stored."""
+        if self.body.total > self.stage.rule.max_object_bytes:
+            return False
+        needed = self.body.size_bytes - self.reserved_bytes
+        if needed <= 0:
+            return True
+        step = max(needed, RESERVE_STEP_BYTES if self.reserved_bytes else needed)
+        if not self.stage.store.reserve(self.stage.tenant, step):
+            return False
+        self.reserved_bytes += step
+        return True
+
+    def _outgrow(self) -> None:
+        self.is_passing = True
+        self.stage.tell(Outgrew(self.id, self.stage.collapse.not_collapsible_s))
+
+    def keep_pace(self) -> None:
+        """For a body too large to keep: forgets what all have read, cuts off who is too far behind, and holds the fetch at the
+        pace of the fastest reader."""
+        if self.is_passing and not self.is_over:
+            self._cut_off()
+            self._pace()
+
+    def _cut_off(self) -> None:
+        body = self.body
+        bound = self.stage.rule.max_object_bytes + WINDOW_BYTES
+        while body.total - body.start > bound and self.readers:
+            slowest = min(self.readers, key=lambda visitor: self.readers[visitor].position)
+            self.stage.stats.cut_off += 1
+            self.readers.pop(slowest)
+            slowest.fail(LimitExceeded("the download fell too far behind", remedy="ask again, or raise maxObjectBytes"))
+            self.stage.tell(Left(self.id, slowest))
+            self._forget_read()
+
+    def _pace(self) -> None:
+        if self.is_over:
+            return
+        body = self.body
+        ahead = body.total - max((reader.position for reader in self.readers.values()), default=body.total)
+        if not self.is_upstream_paused and ahead > WINDOW_BYTES:
+            self.is_upstream_paused = True
+            if self.upstream is not None:
+                self.upstream.pause_response()
+        elif self.is_upstream_paused and ahead <= WINDOW_BYTES // 4:
+            self.is_upstream_paused = False
+            if self.upstream is not None:
+                self.upstream.resume_response()
+
+    def _forget_read(self) -> None:
+        if self.readers:
+            self.body.drop_before(min(reader.next for reader in self.readers.values()))
+
+    def _cancel_patience(self) -> None:
+        if self.patience_timer is not None:
+            self.patience_timer.cancel()
+            self.patience_timer = None

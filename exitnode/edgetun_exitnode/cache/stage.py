@@ -1,0 +1,524 @@
+"""The cache as a stage of the pipeline: answers from store, lets one fetch answer many, passes the rest through. Hot path.
+
+A fresh hit costs a memo lookup, a dictionary lookup, a clock reading and two pushes (about 1 us): what the cache must know of a
+request is worked out once per head (`view.py`), what it answers with once per second of age (`response.py`). No tasks, no
+logging. Patience and other deadlines are one timer per flight, not per visitor.
+
+One stage is built per route and configuration; the store and the memo of views are shared by the whole node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, assert_never
+
+from edgetun_core.errors import EdgetunError, UpstreamBroken
+from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
+from edgetun_core.http.message import Peer, RequestHead, ResponseHead
+from edgetun_core.memo import Memo
+from edgetun_core.snapshot import CacheRule, CollapseRule
+from edgetun_exitnode.cache.body import Reader, build_pieces
+from edgetun_exitnode.cache.collapse import (
+    AskAgain,
+    Asked,
+    Cancel,
+    Coordinator,
+    Effect,
+    Event,
+    Fail,
+    Fetch,
+    FillAlone,
+    FillTimeOver,
+    FlightId,
+    FlightKey,
+    FoundStorable,
+    GoAlone,
+    Refresh,
+    ServeStale,
+    Stream,
+    TimePassed,
+    Wait,
+)
+from edgetun_exitnode.cache.collapse import Visitor as AnyVisitor
+from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, RequestDirectives
+from edgetun_exitnode.cache.flight import FILL_S, Flight, Visitor
+from edgetun_exitnode.cache.freshness import Fresh, MustForward, Stale, Storable, decide_freshness, decide_storable
+from edgetun_exitnode.cache.key import QueryFilter, Secondary, build_invalidated_targets, build_key
+from edgetun_exitnode.cache.passing import PassThrough
+from edgetun_exitnode.cache.response import (
+    StoredResponse,
+    Use,
+    decide_not_modified,
+    decide_range,
+    gateway_timeout,
+    with_cache_status,
+)
+from edgetun_exitnode.cache.scheduling import Scheduler
+from edgetun_exitnode.cache.stats import CacheStats
+from edgetun_exitnode.cache.store import Entry, Store
+from edgetun_exitnode.cache.view import RequestView, build_view
+
+VIEWS: Final = 4096
+"""Half of how many request heads' views a node keeps."""
+MAX_ASKS: Final = 3
+"""How often a visitor may turn out to want another variant before they go alone."""
+RETRY_S: Final = 1.0
+"""After a failed fetch, how long a stale response answers without asking the origin again."""
+
+Views = Memo[RequestHead, RequestView]
+
+
+class CacheStage:
+    """The cache and the collapser for one route; see the top of the file.
+
+    `tenant` is who shares a budget of the store and nothing else ("namespace/tunnel"); `partition` tells apart what shares URIs
+    but not answers (the origin's name). `stats` and `views` may be shared by several stages.
+    """
+
+    def __init__(
+        self,
+        rule: CacheRule,
+        collapse: CollapseRule,
+        tenant: str,
+        store: Store,
+        next_handler: Handler,
+        clock: Callable[[], float],
+        scheduler: Scheduler,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        stats: CacheStats | None = None,
+        views: Views | None = None,
+        partition: str = "",
+    ) -> None:
+        self.rule = rule
+        self.collapse = collapse
+        self.tenant = tenant
+        self.store = store
+        self.next = next_handler
+        self.clock = clock
+        self.scheduler = scheduler
+        self.wall_clock = wall_clock
+        self.stats = stats if stats is not None else CacheStats()
+        self.may_store = rule.mode != "off"
+        self.coordinator = Coordinator(collapse.patience_s)
+        self.flights: dict[FlightId, Flight] = {}
+        self._views: Views = views if views is not None else Memo(VIEWS)
+        self._resources = store.resources
+        self._tenant = tenant.encode()
+        self._partition = partition.encode()
+        self._query = QueryFilter(rule.ignore_query)
+        self._decorated: dict[bytes, Memo[ResponseHead, ResponseHead]] = {}
+        self._serial = 0
+
+    # -- asked by a visitor -------------------------------------------------------------------------------------------
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        """Answers, joins or forwards; see `Handler.open`."""
+        view = self._views.get(head)
+        if view is None or view.owner is not self:
+            view = build_view(self, head, self.rule, self._tenant, self._partition, self._query)
+            self._views.put(head, view)
+        if view.is_plain and end:
+            resource = self._resources.get(view.key)
+            if resource is not None:
+                entry = resource.only or resource.variants.get(view.secondary(resource.vary))
+                if entry is not None and entry.rule is self.rule and entry.whole:
+                    now = self.clock()
+                    if now < entry.head_until or self._renew_head(entry, now):
+                        entry.is_used = True
+                        self.stats.hits += 1
+                        client.on_head(entry.head_now, False)
+                        client.on_data(entry.whole, True)
+                        return CLOSED
+        return self._open_slowly(view, head, peer, end, client)
+
+    def _renew_head(self, entry: Entry, now: float) -> bool:
+        """Renders the head for this second of age; False when the entry is no longer fresh."""
+        response = entry.response
+        if now >= response.fresh_until:
+            return False
+        entry.head_now = response.head(now, "hit")
+        entry.head_until = response.valid_until(now)
+        return True
+
+    def _open_slowly(
+        self, view: RequestView, head: RequestHead, peer: Peer, end: bool, client: ResponseSink
+    ) -> RequestSink:
+        if view.bypass or not end:
+            if head.protocol is not None:
+                return self.next.open(head, peer, end, client)
+            return self._bypass(view, peer, end, client)
+        now = self.clock()
+        fwd = b"fwd=uri-miss"
+        wants_late = not view.wants_new
+        if self.may_store:
+            entry, fwd = self._find(view)
+            if entry is not None:
+                freshness = decide_freshness(entry.response.timing, view.directives, now)
+                match freshness:
+                    case Fresh():
+                        self.stats.hits += 1
+                        return self._answer(entry, view, client, now, "hit", None) or CLOSED
+                    case Stale():
+                        fwd = b"fwd=stale"
+                        is_failing = freshness.may_serve_on_error and now < entry.failed_until
+                        if freshness.may_serve_while_revalidating or is_failing:
+                            return self._answer_stale(entry, view, peer, client, now, is_failing)
+                    case MustForward():
+                        fwd = b"fwd=request"
+                    case _:
+                        assert_never(freshness)
+        if view.directives is not None and view.directives.only_if_cached:
+            self.stats.refused += 1
+            client.on_head(gateway_timeout(self.wall_clock()), True)
+            return CLOSED
+        key, secondary = self._fetch_key(view)
+        flight_key = self.flight_key(key, secondary, 0)
+        if self.coordinator.goes_alone(flight_key, now):
+            self.stats.alone += 1
+            return self.next.open(head, peer, True, self._watch_alone(view, client, flight_key, now))
+        visitor = Visitor(self, view, peer, client, fwd)
+        self._ask(visitor, now, may_join_late=wants_late)
+        return CLOSED if visitor.is_over else visitor
+
+    def _ask(self, visitor: Visitor, now: float, *, may_join_late: bool) -> None:
+        """Has the coordinator decide who fetches for this visitor."""
+        view = visitor.view
+        visitor.asks += 1
+        key, secondary = self._fetch_key(view)
+        newer_than = self.store.invalidated_at(view.key, self.tenant)
+        event = Asked(self.flight_key(key, secondary, 0), visitor, newer_than, view.byte_range is None, may_join_late)
+        if view.is_head:
+            # A GET on its way answers a HEAD as well, but cannot be led by one.
+            get_key = self.flight_key(view.key, view.secondary(self.store.vary_of(view.key)), 0)
+            of_get = Asked(get_key, visitor, newer_than, False, may_join_late)
+            if self.coordinator.can_join(of_get, now):
+                event = of_get
+        self._apply(self.coordinator.handle(event, now), now, None)
+
+    def _fetch_key(self, view: RequestView) -> tuple[bytes, Secondary]:
+        key = view.head_key if view.is_head else view.key
+        return key, view.secondary(self.store.vary_of(key))
+
+    def flight_key(self, key: bytes, secondary: Secondary, flight_id: FlightId) -> FlightKey:
+        """What flights are joined by. Without collapsing each has a key of its own."""
+        if self.collapse.enabled:
+            return (key, secondary)
+        if flight_id:
+            return (key, secondary, -flight_id)
+        self._serial += 1
+        return (key, secondary, self._serial)
+
+    # -- answering from store -------------------------------------------------------------------------------------------
+
+    def _find(self, view: RequestView) -> tuple[Entry | None, bytes]:
+        """The stored response that fits a request, fresh or not; and why it is forwarded when there is none."""
+        for key in (view.key, view.head_key) if view.is_head else (view.key,):
+            resource = self._resources.get(key)
+            if resource is None:
+                continue
+            entry = resource.variants.get(view.secondary(resource.vary))
+            if entry is None:
+                return None, b"fwd=vary-miss"
+            if entry.rule is not self.rule:
+                if entry.rule != self.rule:
+                    # Stored under another configuration: what that one allowed says nothing about this one.
+                    self.store.remove(entry)
+                    continue
+                entry.rule = self.rule
+            return entry, b""
+        return None, b"fwd=uri-miss"
+
+    def find_for_error(self, view: RequestView, now: float) -> Entry | None:
+        """The stored response that may answer although the origin failed (RFC 5861 §4)."""
+        if not self.may_store:
+            return None
+        entry, _ = self._find(view)
+        if entry is None:
+            return None
+        freshness = decide_freshness(entry.response.timing, view.directives, now)
+        if isinstance(freshness, Stale) and freshness.may_serve_on_error:
+            entry.failed_until = now + RETRY_S
+            return entry
+        return None
+
+    def forget_stale(self, view: RequestView) -> None:
+        """The origin's newest response may not be stored: what is stored is not what it would say."""
+        entry, _ = self._find(view)
+        if entry is not None:
+            self.store.remove(entry)
+
+    def _answer_stale(
+        self, entry: Entry, view: RequestView, peer: Peer, client: ResponseSink, now: float, is_failing: bool
+    ) -> RequestSink:
+        if is_failing:
+            self.stats.stale_on_error += 1
+            return self._answer(entry, view, client, now, "error", None) or CLOSED
+        self.stats.stale += 1
+        reader = self._answer(entry, view, client, now, "revalidating", None)
+        if now >= entry.asked_again_at and not view.is_head and view.byte_range is None:
+            entry.asked_again_at = now + RETRY_S
+            key, secondary = self._fetch_key(view)
+            refresh = Refresh(self.flight_key(key, secondary, 0), self.store.invalidated_at(key, self.tenant))
+            for effect in self.coordinator.handle(refresh, now):
+                assert isinstance(effect, Fetch)
+                self._fetch(effect, view, peer, None, now)
+        return reader or CLOSED
+
+    def _answer(
+        self, entry: Entry, view: RequestView, client: ResponseSink, now: float, use: Use, visitor: Visitor | None
+    ) -> RequestSink | None:
+        """Pushes a stored response; returns the reader of a body that goes in several pieces, else None."""
+        entry.is_used = True
+        response = entry.response
+        if decide_not_modified(response, view.condition):
+            client.on_head(response.not_modified(now, use), True)
+            return None
+        if view.is_head:
+            client.on_head(response.head(now, use), True)
+            return None
+        part = decide_range(response, view.byte_range)
+        if part == "unsatisfiable":
+            client.on_head(response.unsatisfiable(now, use), True)
+            return None
+        if part == "whole":
+            skip, limit = 0, -1
+            head = response.head(now, use)
+            if entry.whole == b"":
+                client.on_head(head, True)
+                return None
+        else:
+            skip, limit = part[0], part[1] - part[0] + 1
+            head = response.partial(now, use, *part)
+        reader = Reader(entry.body, client, skip=skip, limit=limit)
+        if visitor is not None:
+            reader.is_paused = visitor.is_paused
+            visitor.is_over = False
+            visitor.reader = reader
+        client.on_head(head, False)
+        reader.pump()
+        return None if reader.is_over else reader
+
+    # -- told by flights ------------------------------------------------------------------------------------------------
+
+    def tell(self, event: Event, error: EdgetunError | None = None) -> None:
+        """Tells the coordinator, and does what it says."""
+        now = self.clock()
+        effects = self.coordinator.handle(event, now)
+        if effects:
+            self._apply(effects, now, error)
+
+    def put(self, flight: Flight, response: StoredResponse, now: float) -> None:
+        """Stores a complete response."""
+        if not self.may_store:
+            return
+        view = flight.view
+        pieces = build_pieces(flight.body.chunks)
+        entry = Entry(self.tenant, view.secondary(flight.names), self.rule, response, pieces)
+        if self.store.put(flight.key, entry, flight.names, flight.requested_at, now):
+            self.stats.stores += 1
+        else:
+            self.stats.not_stored += 1
+
+    def forget(self, flight: Flight) -> None:
+        """A flight is over."""
+        self.flights.pop(flight.id, None)
+
+    def request_directives(self, view: RequestView) -> RequestDirectives:
+        """What the request asks of caches, as far as this stage heeds it."""
+        return view.directives or NO_REQUEST_DIRECTIVES
+
+    def decorate(self, head: ResponseHead, detail: bytes) -> ResponseHead:
+        """The head with our Cache-Status, made once per head."""
+        memo = self._decorated.get(detail)
+        if memo is None:
+            memo = self._decorated[detail] = Memo(256)
+        decorated = memo.get(head)
+        if decorated is None:
+            decorated = with_cache_status(head, detail, self.wall_clock())
+            if head.get(b"date") is not None:  # otherwise the Date added is of this second
+                memo.put(head, decorated)
+        return decorated
+
+    # -- effects --------------------------------------------------------------------------------------------------------
+
+    def _apply(self, effects: list[Effect], now: float, error: EdgetunError | None) -> None:
+        for effect in effects:
+            match effect:
+                case Wait(flight_id, visitor):
+                    flight = self.flights[flight_id]
+                    self.stats.collapsed += 1
+                    _known(visitor).flight = flight
+                    if flight.patience_timer is None:
+                        self._arm_patience(flight, now)
+                case Stream(flight_id, visitors):
+                    self._stream(flight_id, visitors)
+                case Fetch():
+                    if effect.flight in self.coordinator and effect.leader is not None:
+                        leader = _known(effect.leader)
+                        self._fetch(effect, leader.view, leader.peer, leader, now)
+                case GoAlone(visitors, remembered):
+                    for each in visitors:
+                        self._go_alone(_known(each), remembered, now)
+                case AskAgain(visitors):
+                    for each in visitors:
+                        visitor = _known(each)
+                        visitor.fwd = b"fwd=vary-miss"
+                        if visitor.is_over:
+                            continue
+                        self._ask_again(visitor)
+                case ServeStale(visitors):
+                    for each in visitors:
+                        self._serve_stale(_known(each), now, error)
+                case Fail(visitors):
+                    failure = error or UpstreamBroken("the origin broke off")
+                    for each in visitors:
+                        _known(each).fail(failure)
+                case Cancel(flight_id):
+                    flight_or_none = self.flights.get(flight_id)
+                    if flight_or_none is not None:
+                        flight_or_none.cancel()
+                case FillAlone(flight_id):
+                    self._fill_alone(flight_id)
+                case _:
+                    assert_never(effect)
+
+    def _fetch(self, effect: Fetch, view: RequestView, peer: Peer, leader: Visitor | None, now: float) -> None:
+        flight = self.flights.get(effect.flight)
+        if flight is None:
+            flight = self.flights[effect.flight] = Flight(self, effect.flight)
+            if leader is not None:
+                self.stats.misses += 1
+                flight.fwd = leader.fwd
+            else:
+                flight.fwd = b"fwd=stale"
+        else:
+            self.stats.promoted += 1
+        if leader is not None:
+            leader.flight = flight
+        flight.fetch(view, peer, leader, now)
+        if flight.response is None and not flight.is_over and flight.alone is None and flight.patience_timer is None:
+            self._arm_patience(flight, now)  # a promoted leader has followers already
+
+    def _stream(self, flight_id: FlightId, visitors: tuple[AnyVisitor, ...]) -> None:
+        for each in visitors:
+            visitor = _known(each)
+            if visitor.is_over:
+                continue
+            if visitor.flight is None:  # joined a body that is coming in
+                visitor.flight = self.flights[flight_id]
+                self.stats.collapsed += 1
+            visitor.flight.attach(visitor)
+
+    def _ask_again(self, visitor: Visitor) -> None:
+        if visitor.asks < MAX_ASKS:
+            self._ask(visitor, self.clock(), may_join_late=not visitor.view.wants_new)
+        else:
+            self._go_alone(visitor, False, self.clock())
+
+    def _serve_stale(self, visitor: Visitor, now: float, error: EdgetunError | None) -> None:
+        visitor.flight = None
+        if visitor.is_over:
+            return
+        entry = self.find_for_error(visitor.view, now)
+        if entry is None:
+            if error is not None:
+                visitor.fail(error)
+            else:
+                self._go_alone(visitor, False, now)
+            return
+        self.stats.stale_on_error += 1
+        visitor.is_over = True  # unless the body goes in pieces
+        self._answer(entry, visitor.view, visitor.client, now, "error", visitor)
+
+    def _fill_alone(self, flight_id: FlightId) -> None:
+        flight = self.flights.get(flight_id)
+        if flight is not None and not flight.is_over and flight.fill_timer is None:
+            flight.fill_timer = self.scheduler.call_later(FILL_S, lambda: self.tell(FillTimeOver(flight_id)))
+
+    def _arm_patience(self, flight: Flight, now: float) -> None:
+        at = self.coordinator.next_timer(flight.id)
+        if at is not None:
+            flight.patience_timer = self.scheduler.call_later(max(0.0, at - now), lambda: self._patience_ended(flight))
+
+    def _patience_ended(self, flight: Flight) -> None:
+        flight.patience_timer = None
+        now = self.clock()
+        effects = self.coordinator.handle(TimePassed(flight.id), now)
+        self.stats.impatient += sum(len(effect.visitors) for effect in effects if isinstance(effect, GoAlone))
+        self._apply(effects, now, None)
+        if not flight.is_over and flight.patience_timer is None:
+            self._arm_patience(flight, now)
+
+    # -- passing through ------------------------------------------------------------------------------------------------
+
+    def _go_alone(self, visitor: Visitor, remembered: bool, now: float) -> None:
+        """Lets a visitor make a request of their own; what comes back is theirs alone."""
+        if visitor.flight is not None:
+            self.stats.released += 1
+            visitor.flight = None
+        else:
+            self.stats.alone += 1
+        if visitor.is_over:
+            return
+        view = visitor.view
+        if remembered:
+            key, secondary = self._fetch_key(view)
+            sink = self._watch_alone(view, visitor.client, self.flight_key(key, secondary, 0), now)
+        else:
+            sink = PassThrough(visitor.client, lambda head: self.decorate(head, visitor.fwd))
+        visitor.connect(self.next.open(view.head, visitor.peer, True, sink))
+
+    def _watch_alone(
+        self, view: RequestView, client: ResponseSink, flight_key: FlightKey, requested_at: float
+    ) -> PassThrough:
+        """A response of a key that is not collapsed; when it turns out storable the next request is collapsed again."""
+
+        def decorate(head: ResponseHead) -> ResponseHead:
+            now = self.clock()
+            verdict = decide_storable(
+                self.rule,
+                view.head,
+                self.request_directives(view),
+                head,
+                requested_at=requested_at,
+                received_at=now,
+                wall_s=self.wall_clock(),
+            )
+            if isinstance(verdict, Storable):
+                self.tell(FoundStorable(flight_key))
+            return self.decorate(head, b"fwd=uri-miss; detail=not-collapsible")
+
+        return PassThrough(client, decorate)
+
+    def _bypass(self, view: RequestView, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        self.stats.bypass += 1
+        if view.bypass == b"method":
+            return self.next.open(
+                view.head, peer, end, PassThrough(client, lambda head: self._after_unsafe(view, head))
+            )
+        return self.next.open(view.head, peer, end, PassThrough(client, self._decorate_bypass))
+
+    def _decorate_bypass(self, head: ResponseHead) -> ResponseHead:
+        return self.decorate(head, b"fwd=bypass")
+
+    def _after_unsafe(self, view: RequestView, response: ResponseHead) -> ResponseHead:
+        """RFC 9111 §4.4: a successful unsafe request makes stale what is stored for its URI and for where it points."""
+        if 200 <= response.status < 400:
+            now = self.clock()
+            locations = response.get_all(b"location") + response.get_all(b"content-location")
+            for target in build_invalidated_targets(view.head, locations):
+                stripped = self._query.strip(target)
+                for scheme in (b"http", b"https"):
+                    key = build_key(self._tenant, scheme, view.head.authority, stripped, self._partition)
+                    if key:
+                        self.stats.invalidations += 1
+                        self.store.invalidate(key, now)
+        return self.decorate(response, b"fwd=method")
+
+
+def _known(visitor: AnyVisitor) -> Visitor:
+    """The coordinator hands back what it was given."""
+    assert isinstance(visitor, Visitor)
+    return visitor

@@ -1,0 +1,410 @@
+"""The store: entries by primary and secondary key, bounded in bytes, with fair shares for tenants. Hot path: `find`.
+
+Eviction is SIEVE per tenant: a queue in order of arrival, one bit per entry that a hit sets, and a hand that walks from old to
+new, clears the bit of what was used and evicts what was not. A hit moves nothing. Everything is O(1) amortised.
+
+Bounds. Bytes stored and bytes reserved by bodies that are still coming in are together at most `max_bytes`; reserved ones at
+most half of it, one tenant's at most a quarter. A tenant holds at most `tenant_max_bytes`. When the store is full, whoever
+brings more than an equal share evicts from their own; otherwise the room is taken from a tenant that holds most, within a
+factor of two. So a tenant that holds less than half an equal share never loses an entry to another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from edgetun_core.memo import Memo
+from edgetun_core.snapshot import CacheRule
+from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, build_stored_body
+from edgetun_exitnode.cache.key import HEAD_SUFFIX, Secondary
+from edgetun_exitnode.cache.response import StoredResponse
+
+ENTRY_OVERHEAD_BYTES: Final = 2048
+"""What an entry costs beside its body and fields: objects, links, prepared heads."""
+FIELD_OVERHEAD_BYTES: Final = 150
+MAX_VARIANTS: Final = 32
+"""Entries of one primary key; the oldest goes when one more comes."""
+_MEMORY: Final = 8192
+"""How many keys' Vary and invalidations are remembered."""
+_NEVER: Final = float("-inf")
+
+
+class Entry:
+    """One stored response with its complete body: `whole` when it is in one piece."""
+
+    __slots__ = (
+        "_pieces",
+        "asked_again_at",
+        "failed_until",
+        "head_now",
+        "head_until",
+        "is_used",
+        "newer",
+        "older",
+        "resource",
+        "response",
+        "rule",
+        "secondary",
+        "size_bytes",
+        "tenant",
+        "whole",
+    )
+
+    def __init__(
+        self, tenant: str, secondary: Secondary, rule: CacheRule, response: StoredResponse, pieces: list[bytes]
+    ) -> None:
+        self.tenant = tenant
+        self.secondary = secondary
+        self.rule = rule
+        self.response = response
+        self.whole: bytes | None = pieces[0] if len(pieces) == 1 else (b"" if not pieces else None)
+        self._pieces = pieces
+        self.size_bytes = (
+            ENTRY_OVERHEAD_BYTES
+            + sum(len(piece) + CHUNK_OVERHEAD_BYTES for piece in pieces)
+            + sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in response.fields)
+            + sum(len(value) for value in secondary if value is not None)
+        )
+        self.head_now = response.head(response.timing.received_at, "hit")
+        self.head_until = _NEVER
+        """Until when `head_now` is right; also never beyond the end of freshness, so one comparison covers both."""
+        self.asked_again_at = _NEVER
+        """Not before this moment is the origin asked again in the background."""
+        self.failed_until = _NEVER
+        """Until this moment the origin is not asked again after an error."""
+        self.is_used = False
+        self.resource: Resource | None = None
+        self.older: Entry | None = None
+        self.newer: Entry | None = None
+
+    @property
+    def body(self) -> Body:
+        """The body as readers take it."""
+        return build_stored_body(self._pieces)
+
+
+class Resource:
+    """All stored responses of one primary key. `vary` is the union of what they vary on, so one secondary key finds them."""
+
+    __slots__ = ("key", "only", "variants", "vary")
+
+    def __init__(self, key: bytes, vary: tuple[bytes, ...]) -> None:
+        self.key = key
+        self.vary = vary
+        self.variants: dict[Secondary, Entry] = {}
+        self.only: Entry | None = None
+        """The one entry, when nothing varies."""
+
+
+class _Shelf:
+    """One tenant's entries in order of arrival, and its hand and broom."""
+
+    __slots__ = ("broom", "bucket", "hand", "newest", "oldest", "reserved_bytes", "stored_bytes", "tenant")
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.stored_bytes = 0
+        self.reserved_bytes = 0
+        self.bucket = 0
+        self.oldest: Entry | None = None
+        self.newest: Entry | None = None
+        self.hand: Entry | None = None
+        self.broom: Entry | None = None
+
+    def add(self, entry: Entry) -> None:
+        entry.older = self.newest
+        if self.newest is not None:
+            self.newest.newer = entry
+        else:
+            self.oldest = entry
+        self.newest = entry
+        self.stored_bytes += entry.size_bytes
+
+    def take(self, entry: Entry) -> None:
+        if self.hand is entry:
+            self.hand = entry.newer
+        if self.broom is entry:
+            self.broom = entry.newer
+        if entry.older is not None:
+            entry.older.newer = entry.newer
+        else:
+            self.oldest = entry.newer
+        if entry.newer is not None:
+            entry.newer.older = entry.older
+        else:
+            self.newest = entry.older
+        entry.older = entry.newer = None
+        self.stored_bytes -= entry.size_bytes
+
+    def choose_victim(self) -> Entry | None:
+        """SIEVE's hand: the next entry not used since it last came by."""
+        entry = self.hand or self.oldest
+        while entry is not None and entry.is_used:
+            entry.is_used = False
+            entry = entry.newer or self.oldest
+        if entry is not None:
+            self.hand = entry.newer
+        return entry
+
+    def sweep(self, now: float) -> list[Entry]:
+        """Looks at two entries and returns those that answer nobody any more."""
+        useless: list[Entry] = []
+        for _ in range(2):
+            entry = self.broom or self.oldest
+            if entry is None:
+                break
+            self.broom = entry.newer
+            if entry.response.timing.useful_until <= now:
+                useless.append(entry)
+        return useless
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Plain counts for the metrics."""
+
+    stores: int = 0
+    evictions: int = 0
+    expired: int = 0
+    refused: int = 0
+
+
+class Store:
+    """See the top of the file. One store per exit node, shared by all tunnels; used on the event loop only."""
+
+    def __init__(self, max_bytes: int, *, tenant_max_bytes: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.tenant_max_bytes = min(tenant_max_bytes or max_bytes, max_bytes)
+        self.resources: dict[bytes, Resource] = {}
+        self.stored_bytes = 0
+        self.reserved_bytes = 0
+        self.entry_count = 0
+        self.stats = StoreStats()
+        self._shelves: dict[str, _Shelf] = {}
+        self._buckets: list[dict[_Shelf, None]] = [{} for _ in range(64)]
+        self._filled = 0
+        """Bit n is set when bucket n holds a shelf; a shelf stands in the bucket of its stored bytes' bit length."""
+        self._vary: Memo[bytes, tuple[bytes, ...]] = Memo(_MEMORY)
+        self._invalidated: dict[bytes, float] = {}
+        self._all_invalidated_at = _NEVER
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def vary_of(self, key: bytes) -> tuple[bytes, ...]:
+        """The names that responses of this key are known to vary on."""
+        resource = self.resources.get(key)
+        if resource is not None:
+            return resource.vary
+        return self._vary.get(key) or ()
+
+    def learn_vary(self, key: bytes, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Adds names to what a key varies on, and returns them all; entries that know fewer names are dropped.
+
+        Names are never taken away while the key is known: a response that does not vary answers a narrower circle than it
+        could, and never a wrong one.
+        """
+        known = self.vary_of(key)
+        if set(names) <= set(known):
+            return known
+        union = tuple(sorted({*known, *names}))
+        resource = self.resources.get(key)
+        if resource is not None:
+            for entry in list(resource.variants.values()):
+                self.remove(entry)
+        self._vary.put(key, union)
+        return union
+
+    # -- filling ------------------------------------------------------------------------------------------------------
+
+    def put(self, key: bytes, entry: Entry, names: tuple[bytes, ...], requested_at: float, now: float) -> bool:
+        """Stores an entry under `key` and its secondary key for `names`; False when it may not or cannot be.
+
+        It may not when the key was invalidated after the entry was asked for, when something later is there, or when other
+        names have been learned meanwhile. It cannot when it is larger than the bounds.
+        """
+        shelf = self._shelf(entry.tenant)
+        if (
+            self.invalidated_at(key, entry.tenant) >= requested_at
+            or self.vary_of(key) != names
+            or not self._make_room(shelf, entry.size_bytes)
+        ):
+            self.stats.refused += 1
+            self._drop_if_empty(shelf)
+            return False
+        resource = self.resources.get(key)
+        if resource is None:
+            resource = self.resources[key] = Resource(key, names)
+        present = resource.variants.get(entry.secondary)
+        if present is not None:
+            if present.response.timing.received_at > entry.response.timing.received_at:
+                self.stats.refused += 1
+                return False
+            self._unlink(present)
+        elif len(resource.variants) >= MAX_VARIANTS:
+            self._unlink(next(iter(resource.variants.values())))
+            self.stats.evictions += 1
+        self.resources[key] = resource  # unlinking may have emptied and dropped it
+        shelf = self._shelf(entry.tenant)
+        resource.variants[entry.secondary] = entry
+        if not names:
+            resource.only = entry
+        entry.resource = resource
+        shelf.add(entry)
+        self._place(shelf)
+        self.stored_bytes += entry.size_bytes
+        self.entry_count += 1
+        self.stats.stores += 1
+        for useless in shelf.sweep(now):
+            self._unlink(useless)
+            self.stats.expired += 1
+        return True
+
+    def reserve(self, tenant: str, size_bytes: int) -> bool:
+        """Takes room for a body that is coming in; False when there is none, and nothing was taken."""
+        shelf = self._shelf(tenant)
+        if (
+            self.reserved_bytes + size_bytes > self.max_bytes // 2
+            or shelf.reserved_bytes + size_bytes > self.max_bytes // 4
+            or not self._make_room(shelf, size_bytes)
+        ):
+            self._drop_if_empty(shelf)
+            return False
+        shelf = self._shelf(tenant)  # making room may have emptied and dropped it
+        shelf.reserved_bytes += size_bytes
+        self.reserved_bytes += size_bytes
+        return True
+
+    def release(self, tenant: str, size_bytes: int) -> None:
+        """Gives back what `reserve` took."""
+        shelf = self._shelf(tenant)
+        shelf.reserved_bytes -= size_bytes
+        self.reserved_bytes -= size_bytes
+        self._drop_if_empty(shelf)
+
+    # -- taking out ---------------------------------------------------------------------------------------------------
+
+    def remove(self, entry: Entry) -> None:
+        """Takes an entry out; does nothing when it is out already."""
+        if entry.resource is not None:
+            self._unlink(entry)
+
+    def invalidate(self, key: bytes, now: float) -> None:
+        """Drops what is stored for a URI and keeps out what was asked for before now (RFC 9111 §4.4)."""
+        for each in (key, key + HEAD_SUFFIX):
+            self._remove_resource(each)
+            self._remember_invalidation(each, now)
+
+    def purge_prefix(self, tenant: str, prefix: bytes, now: float) -> int:
+        """Drops all keys of a tenant that begin with `prefix` (see `key.build_prefix`); returns how many entries went.
+
+        Bodies of the tenant that are under way are not stored either: they may belong to it.
+        """
+        before = self.entry_count
+        for key in [key for key in self.resources if key.startswith(prefix)]:
+            self._remove_resource(key)
+        self._remember_invalidation(tenant.encode(), now)
+        return before - self.entry_count
+
+    def purge_tenant(self, tenant: str, now: float) -> int:
+        """Drops everything of a tenant; returns how many entries went."""
+        before = self.entry_count
+        shelf = self._shelves.get(tenant)
+        while shelf is not None and shelf.oldest is not None:
+            self._unlink(shelf.oldest)
+        self._remember_invalidation(tenant.encode(), now)
+        return before - self.entry_count
+
+    def invalidated_at(self, key: bytes, tenant: str) -> float:
+        """When the key or all of its tenant's were last invalidated; what was asked for by then must not be stored."""
+        invalidated = self._invalidated
+        if not invalidated:
+            return self._all_invalidated_at
+        return max(self._all_invalidated_at, invalidated.get(key, _NEVER), invalidated.get(tenant.encode(), _NEVER))
+
+    def tenant_bytes(self, tenant: str) -> int:
+        """Bytes stored for a tenant."""
+        shelf = self._shelves.get(tenant)
+        return shelf.stored_bytes if shelf is not None else 0
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _remember_invalidation(self, key: bytes, now: float) -> None:
+        if len(self._invalidated) >= _MEMORY:
+            # Forgetting one could let an old body in; taking all as invalidated now cannot.
+            self._invalidated.clear()
+            self._all_invalidated_at = now
+        self._invalidated[key] = now
+
+    def _remove_resource(self, key: bytes) -> None:
+        resource = self.resources.get(key)
+        if resource is not None:
+            for entry in list(resource.variants.values()):
+                self._unlink(entry)
+
+    def _make_room(self, shelf: _Shelf, need: int) -> bool:
+        if need > self.tenant_max_bytes or self.reserved_bytes + need > self.max_bytes:
+            return False
+        while shelf.stored_bytes + need > self.tenant_max_bytes:
+            if not self._evict_from(shelf):
+                return False
+        while self.stored_bytes + self.reserved_bytes + need > self.max_bytes:
+            fair_bytes = self.max_bytes // max(1, len(self._shelves))
+            if shelf.stored_bytes + need > fair_bytes and self._evict_from(shelf):
+                continue
+            if not self._evict_from(self._largest()):
+                return False
+        return True
+
+    def _largest(self) -> _Shelf | None:
+        return next(iter(self._buckets[self._filled.bit_length() - 1])) if self._filled else None
+
+    def _evict_from(self, shelf: _Shelf | None) -> bool:
+        entry = shelf.choose_victim() if shelf is not None else None
+        if entry is None:
+            return False
+        self._unlink(entry)
+        self.stats.evictions += 1
+        return True
+
+    def _unlink(self, entry: Entry) -> None:
+        resource = entry.resource
+        assert resource is not None
+        entry.resource = None
+        del resource.variants[entry.secondary]
+        if resource.only is entry:
+            resource.only = None
+        if not resource.variants:
+            del self.resources[resource.key]
+            if resource.vary:
+                self._vary.put(resource.key, resource.vary)
+        shelf = self._shelves[entry.tenant]
+        shelf.take(entry)
+        self._place(shelf)
+        self.stored_bytes -= entry.size_bytes
+        self.entry_count -= 1
+        self._drop_if_empty(shelf)
+
+    def _shelf(self, tenant: str) -> _Shelf:
+        shelf = self._shelves.get(tenant)
+        if shelf is None:
+            shelf = self._shelves[tenant] = _Shelf(tenant)
+        return shelf
+
+    def _drop_if_empty(self, shelf: _Shelf) -> None:
+        if shelf.oldest is None and not shelf.reserved_bytes and self._shelves.get(shelf.tenant) is shelf:
+            del self._shelves[shelf.tenant]
+
+    def _place(self, shelf: _Shelf) -> None:
+        bucket = shelf.stored_bytes.bit_length()
+        if bucket == shelf.bucket:
+            return
+        if shelf.bucket:
+            shelves = self._buckets[shelf.bucket]
+            del shelves[shelf]
+            if not shelves:
+                self._filled &= ~(1 << shelf.bucket)
+        if bucket:
+            self._buckets[bucket][shelf] = None
+            self._filled |= 1 << bucket
+        shelf.bucket = bucket
