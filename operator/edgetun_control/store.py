@@ -77,6 +77,10 @@ class Store(Protocol):
         """
         ...
 
+    async def refresh(self) -> None:
+        """Reads again what may have changed; returns when `state` is as new as this call. For the rare case, not per request."""
+        ...
+
     def note_used(self, token_id: str, now: float) -> None:
         """Remembers when a token was last used; written out now and then, not per call."""
         ...

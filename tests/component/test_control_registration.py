@@ -95,14 +95,8 @@ def ask(**changes) -> EnrollRequest:
     return EnrollRequest(**{"agent_id": "laptop", "adhoc": WEB} | changes)
 
 
-async def known(server: Server, token: ClusterToken) -> ClusterToken:
-    """Waits for the running server to have noticed the token."""
-    await server.until(lambda: token.token_id in server.control.store.state.tokens)
-    return token
-
-
 async def test_an_agent_gets_a_credential_an_endpoint_and_its_tunnel(server):
-    token = await known(server, server.token())
+    token = server.token()
     enrollment = await enroll(token, ask())
     assert enrollment.endpoints == server.control.placement.endpoints
     [tunnel] = enrollment.tunnels
@@ -121,16 +115,16 @@ async def test_an_agent_gets_a_credential_an_endpoint_and_its_tunnel(server):
 async def test_an_agent_without_wishes_gets_the_tunnels_of_manifests_that_its_token_allows(server):
     (server.state / "tunnels" / "shop.yaml").write_text(MANIFEST)
     await server.until(lambda: server.control.publisher.manifest_tunnels)
-    allowed = await known(server, server.token(tunnels=["team-a/*"]))
+    allowed = server.token(tunnels=["team-a/*"])
     assert [tunnel.id for tunnel in (await enroll(allowed, ask(adhoc=None))).tunnels] == ["team-a/shop"]
-    other = await known(server, server.token(tunnels=["team-b/*"]))
+    other = server.token(tunnels=["team-b/*"])
     with pytest.raises(ControlRefused, match="may serve") as caught:
         await enroll(other, ask(adhoc=None))
     assert caught.value.reason == "NothingToServe"
 
 
 async def test_another_ca_in_the_middle_never_sees_the_token(tmp_path, server):
-    token = await known(server, server.token())
+    token = server.token()
     received = bytearray()
 
     class Eavesdropper(asyncio.Protocol):
@@ -149,7 +143,7 @@ async def test_another_ca_in_the_middle_never_sees_the_token(tmp_path, server):
 
 
 async def test_an_impostor_that_repeats_the_public_ca_certificate_never_sees_the_token_either(tmp_path, server):
-    token = await known(server, server.token())
+    token = server.token()
     received = bytearray()
     genuine = DevelopmentCA(server.state / "ca").ca_pem
 
@@ -182,7 +176,7 @@ async def _expect_mismatch(token, impostor, protocol, message):
 
 
 async def test_a_revoked_token_is_in_the_snapshot_within_two_seconds_and_is_refused(server):
-    token = await known(server, server.token(label="ci"))
+    token = server.token(label="ci")
     enrollment = await enroll(token, ask())
     snapshots = []
     server.control.publisher.subscribe(snapshots.append)
@@ -202,7 +196,7 @@ async def test_a_revoked_token_is_in_the_snapshot_within_two_seconds_and_is_refu
 async def test_a_token_whose_file_is_deleted_ends_too_and_stays_ended_after_a_restart(tmp_path):
     state = tmp_path / "state"
     async with serving(state) as server:
-        token = await known(server, server.token())
+        token = server.token()
         enrollment = await enroll(token, ask())
         (state / "tokens" / f"{token.token_id}.json").unlink()
         await server.until(lambda: token.token_id in server.control.publisher.snapshot.revoked_tokens)
@@ -217,7 +211,8 @@ async def test_a_token_whose_file_is_deleted_ends_too_and_stays_ended_after_a_re
 async def test_a_token_deleted_while_no_server_runs_ends_at_the_next_start(tmp_path):
     state = tmp_path / "state"
     async with serving(state) as server:
-        token = await known(server, server.token())
+        token = server.token()
+        await enroll(token, ask())
     (state / "tokens" / f"{token.token_id}.json").unlink()
     async with serving(state) as server:
         assert server.control.publisher.snapshot.revoked_tokens == (token.token_id,)
@@ -225,7 +220,6 @@ async def test_a_token_deleted_while_no_server_runs_ends_at_the_next_start(tmp_p
 
 async def test_a_name_belongs_to_the_token_that_came_first_even_when_that_one_is_gone(server):
     first, second = server.token(label="first"), server.token(label="second")
-    await known(server, second)
     await enroll(first, ask())
     with pytest.raises(ControlRefused) as caught:
         await enroll(second, ask())
@@ -242,7 +236,6 @@ async def test_a_name_belongs_to_the_token_that_came_first_even_when_that_one_is
 
 async def test_agents_who_race_for_a_name_get_it_once(server):
     rivals = [server.token() for _ in range(6)]
-    await known(server, rivals[-1])
     outcomes = await asyncio.gather(*(enroll(rival, ask()) for rival in rivals), return_exceptions=True)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ControlRefused"] * 5 + ["Enrollment"]
 
@@ -254,7 +247,6 @@ async def test_without_a_host_the_name_is_generated_and_stays_over_a_restart_of_
         async with serving(state) as server:
             if not names:
                 token = server.token()
-            await known(server, token)
             here = ClusterToken((server.url,), token.token_id, token.secret, token.ca_fingerprint)
             enrollment = await enroll(here, ask(adhoc=AdHocTunnel("http://localhost:3000")))
             names.append(enrollment.tunnels[0].hostnames[0])
@@ -263,7 +255,7 @@ async def test_without_a_host_the_name_is_generated_and_stays_over_a_restart_of_
 
 
 async def test_renewing_gets_a_new_credential_and_leaves_the_snapshot_alone(server):
-    token = await known(server, server.token())
+    token = server.token()
     first = await enroll(token, ask())
     version = server.control.publisher.snapshot.version
     second = await renew(token, ask())
@@ -275,7 +267,7 @@ async def test_renewing_gets_a_new_credential_and_leaves_the_snapshot_alone(serv
 async def test_the_keeper_renews_and_gets_over_a_time_without_control(tmp_path):
     state = tmp_path / "state"
     async with serving(state) as server:
-        token = await known(server, server.token())
+        token = server.token()
         port = int(server.url.rpartition(":")[2])
         enrollment = await enroll(token, ask())
     soon = type(enrollment)(
@@ -302,8 +294,13 @@ async def test_the_keeper_renews_and_gets_over_a_time_without_control(tmp_path):
         running.cancel()
 
 
+async def test_a_token_counts_from_the_moment_it_is_made(server):
+    for number in range(5):
+        await enroll(server.token(), ask(adhoc=AdHocTunnel("http://localhost:3000", host=f"shop-{number}")))
+
+
 async def test_a_wrong_secret_is_refused_and_whoever_goes_on_trying_is_told_to_wait(server):
-    token = await known(server, server.token())
+    token = server.token()
     wrong = ClusterToken(token.control_urls, token.token_id, bytes(32), token.ca_fingerprint)
     reasons = []
     for _ in range(25):
@@ -316,7 +313,7 @@ async def test_a_wrong_secret_is_refused_and_whoever_goes_on_trying_is_told_to_w
 
 
 async def test_control_that_is_not_there_is_named_with_what_to_check(tmp_path, server):
-    token = await known(server, server.token())
+    token = server.token()
     dead = ClusterToken(("https://127.0.0.1:1",), token.token_id, token.secret, token.ca_fingerprint)
     with pytest.raises(
         ControlUnreachable, match=r"https://127\.0\.0\.1:1 cannot be reached .*; check that the server runs"
@@ -325,7 +322,7 @@ async def test_control_that_is_not_there_is_named_with_what_to_check(tmp_path, s
 
 
 async def test_a_silent_control_url_costs_its_deadline_and_the_next_is_asked(server):
-    token = await known(server, server.token())
+    token = server.token()
     silent = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     try:
         port = silent.sockets[0].getsockname()[1]
@@ -342,7 +339,7 @@ async def test_a_silent_control_url_costs_its_deadline_and_the_next_is_asked(ser
 
 
 async def test_a_certificate_for_another_name_is_told_as_that(server):
-    token = await known(server, server.token())
+    token = server.token()
     elsewhere = ClusterToken(
         (server.url.replace("127.0.0.1", "localhost"),), token.token_id, token.secret, token.ca_fingerprint
     )
@@ -361,7 +358,7 @@ async def test_a_clock_that_is_years_off_is_told_as_that(tmp_path):
 
 async def test_no_log_line_holds_a_token_a_secret_or_a_credential(server, caplog):
     caplog.set_level(logging.DEBUG)
-    token = await known(server, server.token())
+    token = server.token()
     enrollment = await enroll(token, ask())
     text = token.format()
     port = int(server.url.rpartition(":")[2])
@@ -454,3 +451,34 @@ async def test_two_servers_never_share_a_state_folder(tmp_path):
         with pytest.raises(ConfigError, match="another edgetun server runs on the state folder"):
             await second.start()
         await second.close()
+
+
+async def test_control_shares_the_port_of_the_sessions(tmp_path):
+    from edgetun_core.transport.engines import listen
+
+    state = tmp_path / "state"
+    ca = DevelopmentCA(state / "ca")
+    control = FolderControl(state, ControlSettings(domain="tunnel.test"), ca_pem=ca.ca_pem)
+    await control.start()
+    listener = await listen(
+        "tls",
+        "127.0.0.1",
+        0,
+        identity=ca.identity(["127.0.0.1"]),
+        accept=lambda: pytest.fail("this is no session"),
+        other_protocols={"http/1.1": control.make_protocol, "": control.make_protocol},
+    )
+    try:
+        url = f"https://127.0.0.1:{listener.port}"
+        control.placement.endpoints = (Endpoint("127.0.0.1", listener.port, 0),)
+        token = ClusterToken.parse(tokens.create_token(state, control_urls=[url])[1])
+        assert (await enroll(token, ask())).endpoints[0].tls_port == listener.port
+        bare = ca.trust.ssl_context()  # as a browser or curl without ALPN comes
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port, ssl=bare)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), DEADLINE_S)).endswith(b"ok\n")
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        await control.close()
+        await listener.close()
