@@ -1,0 +1,422 @@
+"""Keeps the agent connected: two sessions or more, each with its own slot that reconnects, moves away from what drains, and waits.
+
+A slot keeps its session id over reconnects, so that the exit node knows whose place it takes. Only when the old session is
+still alive (it drains, or QUIC takes over from TLS) does the new one get an id of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from edgetun_agent.backoff import Backoff
+from edgetun_agent.dialling import AgentSession, Attempt
+from edgetun_agent.endpoints import decide_endpoint
+from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
+from edgetun_agent.race import UdpMemory, Wanted, decide_transports
+from edgetun_core.enrollment import Endpoint
+from edgetun_core.errors import AuthError, ConfigError, EdgetunError
+from edgetun_core.http.exchange import Handler
+from edgetun_core.pki import Trust
+from edgetun_core.wire.hello import Hello
+
+log = logging.getLogger(__name__)
+
+LEAST_SESSIONS = 2
+SKEW_WORTH_SAYING_S = 60.0
+LEAVE_WITHIN_S = 30.0
+"""How long exchanges may go on over a session that a better one replaces."""
+GOODBYE_S = 1.5
+"""How long the last frames may take to leave when the agent stops."""
+
+HelloFactory = Callable[[str], Hello]
+
+
+class Agent:
+    """The sessions of one agent. `start` it on the event loop, `drain` it to stop.
+
+    `hello` makes the hello for a session id, with the credential of the moment; `handler` takes the visitors' requests.
+    `on_refused` hears when an exit node does not accept the credential (renew it, then call `retry_now`).
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoints: Sequence[Endpoint],
+        trust: Trust,
+        hello: HelloFactory,
+        handler: Handler,
+        listener: AgentListener | None = None,
+        on_refused: Callable[[EdgetunError], None] = lambda _: None,
+        transport: Wanted = "auto",
+        quic_engine: str = "qh3",
+        sessions: int = LEAST_SESSIONS,
+        rng: random.Random | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not endpoints:
+            raise ConfigError("there is no exit node to connect to", remedy="ask who runs the server")
+        self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
+        self.trust = trust
+        self.hello = hello
+        self.handler = handler
+        self.listener: AgentListener = listener or SilentListener()
+        self.on_refused = on_refused
+        self.transport: Wanted = transport
+        self.quic_engine = quic_engine
+        self.counters = AgentCounters()
+        self.last_error: EdgetunError | None = None
+        self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
+        self._wall_clock = wall_clock
+        self._slots = [_Slot(self, number) for number in range(max(1, sessions))]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sessions: list[AgentSession] = []
+        self._failures: dict[Endpoint, int] = {}
+        self._udp: dict[Endpoint, UdpMemory] = {}
+        self._changed = asyncio.Event()
+        self._trouble = ""
+        self._skew_said = False
+        self._is_stopping = False
+
+    # ---- for its owner
+
+    def start(self) -> None:
+        """Begins to connect; returns at once."""
+        for slot in self._slots:
+            self._tasks.append(asyncio.get_running_loop().create_task(slot.run(), name=f"session slot {slot.number}"))
+
+    async def connected(self, timeout_s: float) -> None:
+        """Returns when the first session is open; raises the last error, or `TimeoutError`, when none is in time.
+
+        A refused credential is raised at once: waiting does not mend it.
+        """
+        async with asyncio.timeout(timeout_s):
+            while not self.is_connected:
+                if isinstance(self.last_error, AuthError):
+                    raise self.last_error
+                self._changed.clear()
+                await self._changed.wait()
+
+    def update(self, endpoints: Sequence[Endpoint], trust: Trust) -> None:
+        """Takes what a renewed enrollment says; sessions that stand are not touched."""
+        if endpoints:
+            self.endpoints = tuple(endpoints)
+        self.trust = trust
+
+    def retry_now(self) -> None:
+        """Ends every slot's wait, as when the credential was renewed or the network came back."""
+        for slot in self._slots:
+            slot.hurry.set()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Takes no new requests, lets those under way end within `deadline_s`, and closes."""
+        self._is_stopping = True
+        await self._stop_slots()
+        leaving = [session for session in self._sessions if not session.is_over]
+        for session in leaving:
+            self._leave(session, deadline_s, "the agent is stopping")
+        try:
+            async with asyncio.timeout(deadline_s):
+                for session in leaving:
+                    await session.until(lambda session=session: session.is_over)  # type: ignore[misc]
+        except TimeoutError:
+            log.warning(
+                "%d requests did not end within %g s", sum(view.in_flight for view in self.sessions), deadline_s
+            )
+        await self._close(leaving)
+
+    async def close(self) -> None:
+        """Ends every session now."""
+        self._is_stopping = True
+        await self._stop_slots()
+        await self._close(list(self._sessions))
+
+    @staticmethod
+    async def _close(leaving: list[AgentSession]) -> None:
+        for session in leaving:
+            if session.runner is not None:
+                session.runner.close(None)
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                for session in leaving:
+                    await session.link_gone.wait()
+        except TimeoutError:
+            pass
+
+    async def _stop_slots(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a session takes requests."""
+        return any(_is_serving(session) for session in self._sessions)
+
+    @property
+    def sessions(self) -> list[SessionView]:
+        """The sessions as people see them, oldest first."""
+        return [_view(session) for session in self._sessions if session.opened_at and not session.is_over]
+
+    # ---- for slots
+
+    def chance(self) -> float:
+        """A number in [0, 1) for jitter."""
+        return self._rng.random()
+
+    def choose_endpoint(self, slot: _Slot) -> Endpoint:
+        """Where a slot connects next."""
+        used = [other.endpoint for other in self._slots if other is not slot and other.endpoint is not None]
+        leaving = {session.endpoint for session in self._sessions if session.is_draining and not session.is_over}
+        return decide_endpoint(self.endpoints, used, self._failures, leaving)
+
+    def udp(self, endpoint: Endpoint) -> UdpMemory:
+        """What is known of UDP to an endpoint."""
+        if len(self._udp) > 2 * len(self.endpoints):
+            self._udp = {kept: memory for kept, memory in self._udp.items() if kept in self.endpoints}
+        return self._udp.setdefault(endpoint, UdpMemory())
+
+    def attempt(self, endpoint: Endpoint, session_id: str, wanted: Wanted) -> Attempt:
+        """Prepares one race; raises `ConfigError` when the endpoint offers no transport that is wanted."""
+        transports = decide_transports(
+            wanted, endpoint.quic_port > 0, endpoint.tls_port > 0, self.udp(endpoint), monotonic()
+        )
+        if not transports:
+            raise ConfigError(
+                f"exit node {endpoint.host} does not offer transport {wanted}", remedy="choose --transport auto"
+            )
+        return Attempt(
+            endpoint,
+            transports,
+            self.hello(session_id),
+            self.handler,
+            self.trust,
+            self.quic_engine,
+            self.sessions_changed,
+        )
+
+    def opened(self, attempt: Attempt) -> None:
+        """A session is up."""
+        session = attempt.session
+        self._sessions.append(session)
+        self._failures.pop(session.endpoint, None)
+        self.counters.sessions_opened += 1
+        self.last_error = None
+        if attempt.won is not None and attempt.won.beat_quic:
+            self.counters.fallbacks += 1
+            self.udp(session.endpoint).lost_to_tls(monotonic(), self.chance())
+            log.info("QUIC did not open to %s, so this session is on TLS", session.endpoint.host)
+        elif attempt.won is not None and attempt.won.transport == "quic":
+            self.udp(session.endpoint).opened()
+        if self._trouble:
+            self._trouble = ""
+            log.info("connected again")
+        view = _view(session)
+        rtt = "" if view.rtt_s is None else f", {view.rtt_s * 1000:.0f} ms away"
+        log.info("connected to %s over %s%s", view.node, view.transport, rtt)
+        self._look_at_clock(session)
+        assert session.runner is not None
+        welcome = session.runner.welcome
+        for service, reason in welcome.refused if welcome is not None else ():
+            self.say_trouble(f'{view.node} does not let this agent serve "{service}": {reason}')
+        self.sessions_changed()
+
+    def failed(self, endpoint: Endpoint, error: EdgetunError) -> None:
+        """An attempt came to nothing."""
+        self._failures[endpoint] = self._failures.get(endpoint, 0) + 1
+        if len(self._failures) > 2 * len(self.endpoints):
+            self._failures = {kept: count for kept, count in self._failures.items() if kept in self.endpoints}
+        self.counters.connect_failures += 1
+        self.last_error = error
+        if not self.is_connected:
+            self.say_trouble(f"not connected: {error}")
+        else:
+            log.debug("another session to %s could not be opened: %s", endpoint.host, error)
+        self._changed.set()
+
+    def lost(self, session: AgentSession) -> None:
+        """A session that was up ended without having been told to."""
+        self.counters.reconnects += 1
+        why = session.error or "it closed"
+        log.info("lost the session to %s (%s), connecting again", session.endpoint.host, why)
+
+    def leave_when_done(self, session: AgentSession, deadline_s: float, reason: str) -> None:
+        """Another session has taken over: this one ends when its exchanges have."""
+        if not session.is_over and not session.is_draining:
+            self._leave(session, deadline_s, reason)
+
+    @staticmethod
+    def _leave(session: AgentSession, deadline_s: float, reason: str) -> None:
+        if session.runner is not None:
+            session.runner.drain(deadline_s, reason)
+
+    def sessions_changed(self) -> None:
+        """Tells whoever looks."""
+        self._sessions = [session for session in self._sessions if not session.is_over]
+        self._changed.set()
+        self.listener.on_sessions_changed(self.sessions)
+
+    def say_trouble(self, message: str) -> None:
+        """Says something once, until it changes or all is well again."""
+        if message != self._trouble and not self._is_stopping:
+            self._trouble = message
+            log.warning("%s", message)
+            self.listener.on_trouble(message)
+
+    def _look_at_clock(self, session: AgentSession) -> None:
+        assert session.runner is not None
+        welcome = session.runner.welcome
+        if welcome is None or not welcome.server_time or self._skew_said:
+            return
+        skew_s = self._wall_clock() - welcome.server_time
+        if abs(skew_s) > SKEW_WORTH_SAYING_S:
+            self._skew_said = True
+            ahead = "ahead of" if skew_s > 0 else "behind"
+            self.say_trouble(
+                f"this machine's clock is {abs(skew_s):.0f} s {ahead} that of {welcome.node or session.endpoint.host}; "
+                "set it, or credentials and certificates will be refused"
+            )
+
+
+class _Slot:
+    """One place for a session: connects, holds, connects again, for as long as it runs."""
+
+    def __init__(self, agent: Agent, number: int) -> None:
+        self._agent = agent
+        self.number = number
+        self.session_id = secrets.token_hex(16)
+        self.endpoint: Endpoint | None = None
+        self.hurry = asyncio.Event()
+        self._backoff = Backoff()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled."""
+        previous: AgentSession | None = None
+        while True:
+            session = await self._connect()
+            if previous is not None:
+                self._agent.leave_when_done(previous, LEAVE_WITHIN_S, "another session has taken over")
+            previous = await self._hold(session)
+
+    async def _connect(self) -> AgentSession:
+        """A session, however long it takes."""
+        agent = self._agent
+        while True:
+            endpoint = self.endpoint = agent.choose_endpoint(self)
+            attempt: Attempt | None = None
+            try:
+                attempt = agent.attempt(endpoint, self.session_id, agent.transport)
+                session = await attempt.run()
+            except EdgetunError as error:
+                agent.failed(endpoint, error)
+                await self._pause(self._delay_after(attempt, error))
+                continue
+            self._backoff.opened(monotonic())
+            agent.opened(attempt)
+            return session
+
+    def _delay_after(self, attempt: Attempt | None, error: EdgetunError) -> float:
+        runner = None if attempt is None else attempt.session.runner
+        refusal = None if runner is None else runner.refusal
+        if refusal is None:
+            return self._backoff.failed(self._agent.chance())
+        if isinstance(error, AuthError):
+            self._agent.on_refused(error)
+        return self._backoff.refused(refusal.retry_after_s, self._agent.chance())
+
+    async def _hold(self, session: AgentSession) -> AgentSession | None:
+        """Returns when it is time for another session: with the old one when that is still alive, after a wait when not."""
+        agent = self._agent
+        better = await self._until_over_or_better(session)
+        if better is not None:
+            agent.leave_when_done(session, LEAVE_WITHIN_S, "QUIC works again")
+            return await self._hold(better)
+        if not session.is_over:
+            log.info("%s is going away, connecting elsewhere", session.endpoint.host)
+            self.session_id = secrets.token_hex(16)
+            return session
+        if session.is_draining:
+            return None
+        agent.lost(session)
+        error = session.error
+        if isinstance(error, AuthError):
+            agent.say_trouble(f"an exit node closed the session: {error}")
+            agent.on_refused(error)
+            delay_s = self._backoff.refused(-1.0, agent.chance())
+        else:
+            delay_s = self._backoff.lost(monotonic(), agent.chance())
+        await self._pause(delay_s)
+        return None
+
+    async def _until_over_or_better(self, session: AgentSession) -> AgentSession | None:
+        """Waits for the session's end or drain; while it is on TLS, looks now and then whether QUIC works by now."""
+        agent = self._agent
+        while True:
+            runner = session.runner
+            may_improve = (
+                agent.transport == "auto"
+                and runner is not None
+                and runner.transport == "tls"
+                and session.endpoint.quic_port > 0
+            )
+            udp = agent.udp(session.endpoint)
+            wait_s = max(0.1, udp.dead_until - monotonic()) if may_improve and udp.times else None
+            try:
+                async with asyncio.timeout(wait_s):
+                    await session.until(lambda: session.is_over or session.is_draining)
+                return None
+            except TimeoutError:
+                pass
+            better = await self._try_quic(session.endpoint)
+            if better is not None and not session.is_over:
+                return better
+            if better is not None:
+                agent.leave_when_done(better, 0.0, "not needed")
+
+    async def _try_quic(self, endpoint: Endpoint) -> AgentSession | None:
+        agent = self._agent
+        session_id = secrets.token_hex(16)
+        try:
+            attempt = agent.attempt(endpoint, session_id, "quic")
+            session = await attempt.run()
+        except EdgetunError as error:
+            log.debug("QUIC still does not open to %s: %s", endpoint.host, error)
+            agent.udp(endpoint).lost_to_tls(monotonic(), agent.chance())
+            return None
+        self.session_id = session_id
+        agent.opened(attempt)
+        return session
+
+    async def _pause(self, delay_s: float) -> None:
+        self.hurry.clear()
+        try:
+            async with asyncio.timeout(delay_s):
+                await self.hurry.wait()
+        except TimeoutError:
+            pass
+
+
+def _is_serving(session: AgentSession) -> bool:
+    return session.opened_at > 0 and not session.is_over and not session.is_draining
+
+
+def _view(session: AgentSession) -> SessionView:
+    runner = session.runner
+    assert runner is not None
+    welcome = runner.welcome
+    return SessionView(
+        node=(welcome.node if welcome is not None else "") or session.endpoint.host,
+        endpoint=session.endpoint.host,
+        transport=runner.transport,
+        rtt_s=runner.rtt_s,
+        in_flight=runner.in_flight,
+        is_draining=session.is_draining,
+        since=session.opened_at,
+    )

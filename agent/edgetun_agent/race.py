@@ -1,0 +1,185 @@
+"""Which transport a session gets: QUIC first, TLS when QUIC fails or is slow, and what is remembered of dead UDP. Pure.
+
+A lost packet is no reason to fall back: QUIC repeats its first flight after a second, so the head start is two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, assert_never
+
+from edgetun_core.errors import EdgetunError
+
+Transport = Literal["quic", "tls"]
+Wanted = Literal["auto", "quic", "tls"]
+
+HEAD_START_S: Final = 2.0
+UDP_DEAD_FIRST_S: Final = 30.0
+UDP_DEAD_MOST_S: Final = 600.0
+
+
+# What happens to a race.
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A transport's handshake is done."""
+
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A transport could not be opened."""
+
+    transport: Transport
+    error: EdgetunError
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by."""
+
+
+RaceEvent = Begin | Opened | Failed | Tick
+
+
+# What is to be done.
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Start opening a transport."""
+
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Give a transport up, whether it is opening or open: another has won."""
+
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Say `Tick` at this time if nothing else happens."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Won:
+    """The race is over; `beat_quic` when QUIC was tried and did not make it in time."""
+
+    transport: Transport
+    beat_quic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """No transport could be opened; the errors in the order of preference."""
+
+    errors: tuple[EdgetunError, ...]
+
+
+RaceEffect = Dial | Stop | WaitUntil | Won | GaveUp
+
+
+class Race:
+    """Happy eyeballs over transports, in order of preference (RFC 8305's idea, for QUIC and TLS)."""
+
+    def __init__(self, transports: tuple[Transport, ...], head_start_s: float = HEAD_START_S) -> None:
+        self._order = transports
+        self._head_start_s = head_start_s
+        self._waiting = list(transports)
+        self._running: list[Transport] = []
+        self._errors: dict[Transport, EdgetunError] = {}
+        self._next_at = float("inf")
+        self._winner: Transport | None = None
+
+    def handle(self, event: RaceEvent, now: float) -> list[RaceEffect]:
+        """Takes what happened, says what to do."""
+        match event:
+            case Begin():
+                return self._start_next(now)
+            case Tick():
+                return self._start_next(now) if now >= self._next_at and self._winner is None else []
+            case Opened(transport):
+                return self._opened(transport)
+            case Failed(transport, error):
+                return self._failed(transport, error, now)
+            case _:
+                assert_never(event)
+
+    def _start_next(self, now: float) -> list[RaceEffect]:
+        if not self._waiting:
+            return []
+        transport = self._waiting.pop(0)
+        self._running.append(transport)
+        effects: list[RaceEffect] = [Dial(transport)]
+        self._next_at = float("inf")
+        if self._waiting:
+            self._next_at = now + self._head_start_s
+            effects.append(WaitUntil(self._next_at))
+        return effects
+
+    def _opened(self, transport: Transport) -> list[RaceEffect]:
+        if self._winner is not None:
+            return [Stop(transport)]
+        self._winner = transport
+        losers = [other for other in self._running if other != transport]
+        beat_quic = transport != "quic" and ("quic" in losers or "quic" in self._errors)
+        return [Won(transport, beat_quic), *(Stop(other) for other in losers)]
+
+    def _failed(self, transport: Transport, error: EdgetunError, now: float) -> list[RaceEffect]:
+        if transport in self._running:
+            self._running.remove(transport)
+        self._errors[transport] = error
+        if self._winner is not None:
+            return []
+        if self._waiting:
+            return self._start_next(now)
+        if not self._running:
+            return [GaveUp(tuple(self._errors[other] for other in self._order))]
+        return []
+
+
+@dataclass(slots=True)
+class UdpMemory:
+    """Whether QUIC is worth trying first with one endpoint.
+
+    It is thought dead when TLS opened and QUIC did not, for longer each time; when both failed nothing is learnt about UDP.
+    """
+
+    dead_until: float = 0.0
+    times: int = 0
+
+    def is_dead(self, now: float) -> bool:
+        """Whether to start with TLS at once."""
+        return now < self.dead_until
+
+    def lost_to_tls(self, now: float, chance: float) -> None:
+        """TLS opened and QUIC did not; `chance` in [0, 1) spreads the agents' next tries."""
+        self.times += 1
+        bound_s = min(UDP_DEAD_MOST_S, UDP_DEAD_FIRST_S * 2.0 ** min(self.times - 1, 16))
+        self.dead_until = now + bound_s * (0.75 + 0.5 * chance)
+
+    def opened(self) -> None:
+        """A QUIC session opened."""
+        self.dead_until = 0.0
+        self.times = 0
+
+
+def decide_transports(
+    wanted: Wanted, has_quic: bool, has_tls: bool, udp: UdpMemory, now: float
+) -> tuple[Transport, ...]:
+    """The transports to race for an endpoint, in order; empty when it offers none of those wanted."""
+    quic: tuple[Transport, ...] = ("quic",) if has_quic and wanted != "tls" else ()
+    tls: tuple[Transport, ...] = ("tls",) if has_tls and wanted != "quic" else ()
+    return (*tls, *quic) if udp.is_dead(now) else (*quic, *tls)
