@@ -14,7 +14,7 @@ from edgetun_control.registry import Ground, Refused, decide_registration, name_
 from edgetun_control.store import Store, decide_signing_key
 from edgetun_core.credentials import CREDENTIAL_LIFETIME_S, ClusterToken, TokenRecord, TokenUnreadable
 from edgetun_core.enrollment import EnrollRequest, EnrollResponse
-from edgetun_core.errors import LimitExceeded
+from edgetun_core.errors import ConfigError, LimitExceeded
 
 MOST_NAMES_PER_TOKEN: Final = 100
 
@@ -129,9 +129,12 @@ class Control:
         # A credential never outlives its token by more than the leeway for clocks.
         ends = min(now + self.settings.credential_lifetime_s, token.expires or float("inf"))
         lifetime_s = max(1.0, ends - now)
-        credential = key.sign(
-            agent_id=request.agent_id, token_id=token.id, services=services, now=now, lifetime_s=lifetime_s
-        )
+        try:
+            credential = key.sign(
+                agent_id=request.agent_id, token_id=token.id, services=services, now=now, lifetime_s=lifetime_s
+            )
+        except ConfigError as error:
+            return Refused("TooManyTunnels", error.message, error.remedy)  # few enough, but with very long names
         return EnrollResponse(
             credential=credential,
             endpoints=endpoints,

@@ -123,6 +123,19 @@ async def test_an_agent_without_wishes_gets_the_tunnels_of_manifests_that_its_to
     assert caught.value.reason == "NothingToServe"
 
 
+async def test_more_tunnels_than_fit_a_credential_are_told_as_that(server):
+    names = [f"{'long-' * 30}{number}" for number in range(150)]
+    text = "---".join(
+        MANIFEST.replace("name: shop", f"name: {name}").replace("www.shop.test", f"h{number}.test")
+        for number, name in enumerate(names)
+    )
+    (server.state / "tunnels" / "many.yaml").write_text(text)
+    await server.until(lambda: len(server.control.publisher.manifest_tunnels) == len(names))
+    with pytest.raises(ControlRefused, match="asks for 150 tunnels") as caught:
+        await enroll(server.token(), ask(adhoc=None))
+    assert caught.value.reason == "TooManyTunnels"
+
+
 async def test_another_ca_in_the_middle_never_sees_the_token(tmp_path, server):
     token = server.token()
     received = bytearray()
