@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LEAST_SESSIONS = 2
 SKEW_WORTH_SAYING_S = 60.0
+MOST_NOTICES = 100
 LEAVE_WITHIN_S = 30.0
 """How long exchanges may go on over a session that a better one replaces."""
 GOODBYE_S = 1.5
@@ -80,7 +81,8 @@ class Agent:
         self._udp: dict[Endpoint, UdpMemory] = {}
         self._changed = asyncio.Event()
         self._trouble = ""
-        self._skew_said = False
+        self._notices: set[str] = set()
+        self._is_skew_said = False
         self._is_stopping = False
 
     # ---- for its owner
@@ -110,6 +112,7 @@ class Agent:
 
     def retry_now(self) -> None:
         """Ends every slot's wait, as when the credential was renewed or the network came back."""
+        self.last_error = None
         for slot in self._slots:
             slot.hurry.set()
 
@@ -225,7 +228,7 @@ class Agent:
         assert session.runner is not None
         welcome = session.runner.welcome
         for service, reason in welcome.refused if welcome is not None else ():
-            self.say_trouble(f'{view.node} does not let this agent serve "{service}": {reason}')
+            self._notice(f'{view.node} does not let this agent serve "{service}": {reason}')
         self.sessions_changed()
 
     def failed(self, endpoint: Endpoint, error: EdgetunError) -> None:
@@ -270,16 +273,23 @@ class Agent:
             log.warning("%s", message)
             self.listener.on_trouble(message)
 
+    def _notice(self, message: str) -> None:
+        """Says something that has nothing to do with being connected once for good."""
+        if message not in self._notices and len(self._notices) < MOST_NOTICES:
+            self._notices.add(message)
+            log.warning("%s", message)
+            self.listener.on_trouble(message)
+
     def _look_at_clock(self, session: AgentSession) -> None:
         assert session.runner is not None
         welcome = session.runner.welcome
-        if welcome is None or not welcome.server_time or self._skew_said:
+        if welcome is None or not welcome.server_time:
             return
         skew_s = self._wall_clock() - welcome.server_time
-        if abs(skew_s) > SKEW_WORTH_SAYING_S:
-            self._skew_said = True
+        if abs(skew_s) > SKEW_WORTH_SAYING_S and not self._is_skew_said:
+            self._is_skew_said = True
             ahead = "ahead of" if skew_s > 0 else "behind"
-            self.say_trouble(
+            self._notice(
                 f"this machine's clock is {abs(skew_s):.0f} s {ahead} that of {welcome.node or session.endpoint.host}; "
                 "set it, or credentials and certificates will be refused"
             )
