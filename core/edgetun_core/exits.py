@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from edgetun_core.errors import AddressUnavailable, AuthError, ConfigError, EdgetunError, UpstreamError
+
 
 class ExitCode(IntEnum):
     """What a command tells its caller."""
@@ -19,3 +21,18 @@ class ExitCode(IntEnum):
     """The control server or every exit node is out of reach."""
     PORT_TAKEN = 5
     """An address to listen on is in use or not ours to use."""
+
+
+def exit_code_of(error: EdgetunError) -> ExitCode:
+    """The exit code of an error that ends a command."""
+    match error:
+        case AddressUnavailable():
+            return ExitCode.PORT_TAKEN
+        case ConfigError():
+            return ExitCode.USAGE
+        case AuthError():
+            return ExitCode.REFUSED
+        case UpstreamError():
+            return ExitCode.UNREACHABLE
+        case _:
+            return ExitCode.FAILURE

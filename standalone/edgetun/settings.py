@@ -104,4 +104,5 @@ class DemoSettings:
     visitors: int = setting(10_000, "Visitors, each with a connection of its own.", minimum=1, maximum=1_000_000)
     within_s: float = setting(2.0, "Over which time they arrive.", minimum=0)
     cache_s: float = setting(1.0, "Freshness lifetime of the micro-cache.", minimum=0)
+    direct: bool = setting(True, "Send the same crowd straight to the local server too, to compare.")
     json: bool = setting(False, "Print the result as JSON.")

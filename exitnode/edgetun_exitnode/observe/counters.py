@@ -21,6 +21,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def add(self, other: Histogram) -> None:
+        """Adds what another of the same bounds counted."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
     def cumulative(self) -> list[tuple[str, int]]:
         """Buckets as Prometheus wants them: `(le, count of observations at or below)`, with `+Inf` last."""
         running = 0
@@ -34,7 +39,7 @@ class Histogram:
 class TunnelCounters:
     """What happened to one tunnel's exchanges."""
 
-    __slots__ = ("failed", "forwarded", "no_session", "refused", "requests", "retried", "upstream_seconds")
+    __slots__ = ("failed", "forwarded", "in_flight", "no_session", "refused", "requests", "retried", "upstream_seconds")
 
     def __init__(self) -> None:
         self.requests = 0
@@ -42,5 +47,6 @@ class TunnelCounters:
         self.refused = 0
         self.retried = 0
         self.failed = 0
+        self.in_flight = 0
         self.no_session = 0
         self.upstream_seconds = Histogram()

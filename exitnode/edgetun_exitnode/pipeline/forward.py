@@ -111,6 +111,7 @@ class ForwardStage:
                 return refuse(client, error)
             self._memo.put(key, prepared)
         self.in_flight += 1
+        self.counters.in_flight += 1
         self.counters.forwarded += 1
         exchange = _Forwarded(self, prepared, peer, end, client, self._clock())
         exchange.start(None)
@@ -219,6 +220,7 @@ class _Forwarded:
         if not self.is_over:
             self.is_over = True
             self._stage.in_flight -= 1
+            self._stage.counters.in_flight -= 1
             if self._cancel_wait is not None:
                 self._cancel_wait()
                 self._cancel_wait = None

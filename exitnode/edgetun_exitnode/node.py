@@ -1,0 +1,213 @@
+"""One exit node: fronts for visitors, listeners for agents, and the pipeline between them.
+
+`ExitNode` composes; it decides nothing about a request. `apply` swaps in a new snapshot as a whole, at any time and without
+touching what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from edgetun_core.errors import Draining
+from edgetun_core.http.exchange import Handler
+from edgetun_core.http.h1 import H1Limits
+from edgetun_core.memo import Memo
+from edgetun_core.pki import ServerIdentity
+from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, TunnelRule
+from edgetun_core.transport.engines import Listener, listen
+from edgetun_exitnode.cache.stage import VIEWS, CacheStage, Views
+from edgetun_exitnode.cache.stats import CacheStats
+from edgetun_exitnode.cache.store import Store
+from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.front.context import FrontContext, FrontLimits
+from edgetun_exitnode.front.servers import Front, serve_http, serve_https
+from edgetun_exitnode.observe.counters import TunnelCounters
+from edgetun_exitnode.pipeline.forward import ForwardStage
+from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeaderStage, ResponseHeaderStage
+from edgetun_exitnode.pipeline.limits import LimitStage
+from edgetun_exitnode.pipeline.router import PlanBuilder, Router
+from edgetun_exitnode.sessions.acceptor import SessionAcceptor
+from edgetun_exitnode.sessions.registry import SessionRegistry
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """What one exit node may hold."""
+
+    front: FrontLimits = field(default_factory=FrontLimits)
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    max_sessions: int = 10_000
+
+    @classmethod
+    def of(cls, rule: PoolRule) -> NodeLimits:
+        """The limits that a pool sets."""
+        front = FrontLimits(
+            h1=H1Limits(max_head_bytes=rule.max_request_head_bytes, max_fields=rule.max_request_fields),
+            max_connections=rule.max_connections,
+            max_connections_per_address=rule.max_connections_per_address,
+        )
+        return cls(front, rule.cache_bytes)
+
+
+class ExitNode:
+    """Owns every socket of the data plane; made on the loop that it runs on."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        limits: NodeLimits | None = None,
+        https_port: int = 443,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self.limits = limits or NodeLimits()
+        loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._views: Views = Memo(VIEWS)
+        self.registry = SessionRegistry(clock, loop.call_later)
+        self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
+        self.store = Store(self.limits.cache_bytes)
+        self.cache_stats: dict[str, CacheStats] = {}
+        self.router = Router(https_port)
+        self.context = FrontContext(self.router, self.limits.front, clock=clock, wall_clock=wall_clock)
+        self.fronts: list[Front] = []
+        self.listeners: list[Listener] = []
+        self.snapshot: Snapshot | None = None
+        self.is_draining = False
+        self._plans = PlanBuilder(self._build_route)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Obeys a snapshot from the next request on."""
+        before = self.router.table
+        self.router.table = self._plans.build(snapshot, before)
+        self.snapshot = snapshot
+        self.acceptor.apply(snapshot)
+        self.registry.retain(rule.id for rule in snapshot.tunnels)
+        for gone in [tunnel for tunnel in self.cache_stats if tunnel not in self.router.table.plans]:
+            del self.cache_stats[gone]
+
+    def _build_route(self, tunnel: TunnelRule, route: RouteRule, counters: TunnelCounters) -> Handler:
+        """A route's chain, from the last stage to the first; stages it does not need are left out."""
+        handler: Handler = ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
+        if route.cache.mode != "off" or route.collapse.enabled:
+            handler = CacheStage(
+                route.cache,
+                route.collapse,
+                tunnel.id,
+                self.store,
+                handler,
+                self._clock,
+                asyncio.get_running_loop(),
+                wall_clock=self._wall_clock,
+                stats=self.cache_stats.setdefault(tunnel.id, CacheStats()),
+                views=self._views,
+                partition=route.origin,
+            )
+        if CompiledHeaderRules.is_needed(route.request_headers):
+            handler = RequestHeaderStage(route.request_headers, handler)
+        if CompiledHeaderRules.is_needed(route.response_headers):
+            handler = ResponseHeaderStage(route.response_headers, handler)
+        if LimitStage.is_needed(route.limits):
+            handler = LimitStage(route.limits, self._clock, handler)
+        return handler
+
+    async def listen_http(self, host: str, port: int) -> Front:
+        """Serves visitors over plain HTTP; `port` 0 takes a free one."""
+        front = await serve_http(self.context, host, port)
+        self.fronts.append(front)
+        return front
+
+    async def listen_https(self, host: str, port: int, certificates: CertificateStore) -> Front:
+        """Serves visitors over TLS."""
+        front = await serve_https(self.context, host, port, certificates)
+        self.fronts.append(front)
+        self.router.https_port = front.port
+        return front
+
+    async def listen_tunnel(
+        self,
+        host: str,
+        port: int,
+        identity: ServerIdentity,
+        *,
+        quic_engine: str = "qh3",
+        other_protocols: Mapping[str, Callable[[], asyncio.Protocol]] | None = None,
+    ) -> tuple[int, int]:
+        """Takes sessions over TLS and, unless `quic_engine` is `"none"`, over QUIC on the same port number.
+
+        Returns the two ports (QUIC: 0 when there is none).
+        """
+        tls = await listen(
+            "tls", host, port, identity=identity, accept=self.acceptor.accept, other_protocols=other_protocols
+        )
+        self.listeners.append(tls)
+        if quic_engine == "none":
+            return tls.port, 0
+        quic = await listen(quic_engine, host, tls.port, identity=identity, accept=self.acceptor.accept)
+        self.listeners.append(quic)
+        return tls.port, quic.port
+
+    def settle(self) -> None:
+        """After the start: what was made so far stays, so the garbage collector need not look at it again.
+
+        Collections of the oldest generation are what a hot path notices; they become rare.
+        """
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 100)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Goes away in good order: no new visitors or sessions, what is in flight may end until the deadline."""
+        self.is_draining = True
+        self.acceptor.is_draining = True
+        for runner in self.acceptor.runners:
+            runner.drain(deadline_s, "the exit node is going away")
+        await asyncio.gather(*(front.drain(deadline_s) for front in self.fronts))
+        for runner in self.acceptor.runners:
+            runner.close(Draining("the exit node went away"))
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes every socket."""
+        for front in self.fronts:
+            front.close()
+        await asyncio.gather(*(listener.close() for listener in self.listeners))
+        self.fronts.clear()
+        self.listeners.clear()
+
+    @property
+    def exchanges_in_flight(self) -> int:
+        """Exchanges that wait for an origin's answer."""
+        return sum(plan.counters.in_flight for plan in self.router.table.plans.values())
+
+    def cache_outcomes(self) -> tuple[tuple[str, int], ...]:
+        """How requests were answered, over all tunnels; `hit` and `collapsed` spared the origin a request."""
+        stats = self.cache_stats.values()
+        return (
+            ("hit", sum(one.hits + one.stale for one in stats)),
+            ("collapsed", sum(one.collapsed - one.released for one in stats)),
+            ("miss", sum(one.misses + one.released for one in stats)),
+            ("bypass", sum(one.bypass + one.alone for one in stats)),
+        )
+
+    def readiness(self) -> tuple[bool, dict[str, object]]:
+        """Whether visitors may be sent here, and why not."""
+        facts: dict[str, object] = {
+            "draining": self.is_draining,
+            "snapshot": self.snapshot.version if self.snapshot is not None else None,
+            "listening": bool(self.fronts),
+            "sessions": len(self.registry.sessions),
+        }
+        return self.snapshot is not None and bool(self.fronts) and not self.is_draining, facts

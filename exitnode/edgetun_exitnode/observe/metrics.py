@@ -1,0 +1,132 @@
+"""An exit node's metrics, read from the plain counters when somebody scrapes. Names follow OpenMetrics.
+
+Cardinality is bounded: at most `MAX_TUNNELS` tunnels have series of their own, the rest are summed as `tunnel="(other)"`;
+no label holds anything a visitor can choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from edgetun_core import __version__
+from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
+
+if TYPE_CHECKING:
+    from edgetun_exitnode.node import ExitNode
+
+MAX_TUNNELS = 500
+OTHER = "(other)"
+
+
+def collect_exit_node(node: ExitNode) -> Iterable[Metric]:
+    """Every metric of a node. Runs on the scrape's thread and only reads integers."""
+    info = GaugeMetricFamily("edgetun_exitnode_info", "What runs here.", labels=["version", "node"])
+    info.add_metric([__version__, node.name], 1)
+    yield info
+    yield from _front(node)
+    yield from _tunnels(node)
+    yield from _sessions(node)
+    yield from _cache(node)
+
+
+def _front(node: ExitNode) -> Iterator[Metric]:
+    counters = node.context.counters
+    yield _gauge("edgetun_visitor_connections", "Visitors' connections open now.", counters.connections_open)
+    yield _counter("edgetun_visitor_connections_accepted", "Visitors' connections taken.", counters.connections_total)
+    yield _counter("edgetun_visitor_connections_refused", "Refused for a limit.", counters.connections_refused)
+    yield _counter(
+        "edgetun_visitor_connections_evicted", "Idle connections closed to make room.", counters.connections_evicted
+    )
+    responses = CounterMetricFamily("edgetun_visitor_responses", "Responses by class of status.", labels=["class"])
+    for hundreds, count in enumerate(counters.responses):
+        if hundreds:
+            responses.add_metric([f"{hundreds}xx"], count)
+    yield responses
+    yield _counter("edgetun_visitor_responses_aborted", "Broken off after the head.", counters.responses_aborted)
+    yield _counter("edgetun_visitor_requests_malformed", "Refused by the parser.", counters.requests_malformed)
+    yield _counter("edgetun_visitor_requests_timed_out", "Heads and bodies too slow.", counters.requests_timed_out)
+    traffic = CounterMetricFamily("edgetun_visitor_bytes", "Bytes to and from visitors.", labels=["direction"])
+    traffic.add_metric(["in"], counters.bytes_in)
+    traffic.add_metric(["out"], counters.bytes_out)
+    yield traffic
+    yield _counter("edgetun_tls_handshakes", "TLS handshakes done.", counters.tls_handshakes)
+    yield _counter("edgetun_tls_handshake_failures", "TLS handshakes failed.", counters.tls_handshake_failures)
+    yield _counter("edgetun_requests_without_tunnel", "For no known host.", node.router.requests_without_tunnel)
+
+
+def _tunnels(node: ExitNode) -> Iterator[Metric]:
+    rows: dict[str, list[TunnelCounters]] = {}
+    for tunnel, plan in sorted(node.router.table.plans.items()):
+        label = tunnel if len(rows) < MAX_TUNNELS else OTHER
+        rows.setdefault(label, []).append(plan.counters)
+    families = {
+        name: CounterMetricFamily(f"edgetun_tunnel_{name}", help_text, labels=["tunnel"])
+        for name, help_text in (
+            ("requests", "Requests of visitors."),
+            ("forwarded", "Requests sent down a session."),
+            ("refused", "Requests refused for a limit."),
+            ("retried", "Requests asked again on another session."),
+            ("failed", "Requests that a session or the origin failed."),
+            ("no_session", "Requests that found no agent."),
+        )
+    }
+    seconds = HistogramMetricFamily(
+        "edgetun_tunnel_upstream_seconds", "From forwarding a request to its response head.", labels=["tunnel"]
+    )
+    for label, counted in rows.items():
+        for name, family in families.items():
+            family.add_metric([label], sum(getattr(counters, name) for counters in counted))
+        total = Histogram()
+        for counters in counted:
+            total.add(counters.upstream_seconds)
+        seconds.add_metric([label], total.cumulative(), total.total)
+    yield from families.values()
+    yield seconds
+
+
+def _sessions(node: ExitNode) -> Iterator[Metric]:
+    acceptor = node.acceptor
+    by_transport: dict[str, int] = {"quic": 0, "tls": 0}
+    slowest: dict[str, float] = {}
+    for runner in acceptor.runners:
+        by_transport[runner.transport] = by_transport.get(runner.transport, 0) + 1
+        slowest[runner.transport] = max(slowest.get(runner.transport, 0.0), runner.rtt_s or 0.0)
+    sessions = GaugeMetricFamily("edgetun_sessions", "Sessions of agents open now.", labels=["transport"])
+    rtt = GaugeMetricFamily(
+        "edgetun_session_rtt_max_seconds", "Round trip of the farthest agent.", labels=["transport"]
+    )
+    for transport, count in by_transport.items():
+        sessions.add_metric([transport], count)
+        if transport in slowest:
+            rtt.add_metric([transport], slowest[transport])
+    yield sessions
+    yield rtt
+    yield _counter("edgetun_sessions_opened", "Sessions that were let in.", acceptor.opened_total)
+    yield _counter("edgetun_sessions_refused", "Sessions that were not.", acceptor.refused_total)
+    yield _counter(
+        "edgetun_sessions_revoked", "Sessions closed because their token was revoked.", acceptor.revoked_total
+    )
+
+
+def _cache(node: ExitNode) -> Iterator[Metric]:
+    store = node.store
+    yield _gauge("edgetun_cache_bytes", "Bytes of stored responses.", store.stored_bytes)
+    yield _gauge("edgetun_cache_max_bytes", "Bytes that may be stored.", store.max_bytes)
+    yield _gauge("edgetun_cache_entries", "Stored responses.", store.entry_count)
+    yield _counter("edgetun_cache_evictions", "Responses put out to make room.", store.stats.evictions)
+    outcomes = CounterMetricFamily("edgetun_cache_requests", "Requests by how they were answered.", labels=["outcome"])
+    for outcome, count in node.cache_outcomes():
+        outcomes.add_metric([outcome], count)
+    yield outcomes
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)
+
+
+def _counter(name: str, help_text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, help_text, value=value)

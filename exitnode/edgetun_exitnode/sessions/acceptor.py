@@ -1,0 +1,169 @@
+"""Lets agents in: checks the credential of a hello against the snapshot, and keeps the registry true.
+
+A credential is verified offline, with the snapshot's keys. A token that a later snapshot revokes loses exactly its own
+sessions. A hello with the session id of a session that stands replaces it: the agent is the one who knows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from edgetun_core import __version__
+from edgetun_core.credentials import CredentialExpired, CredentialRevoked, CredentialVerifier
+from edgetun_core.errors import AuthError, Draining, EdgetunError, LimitExceeded, NotFound
+from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
+from edgetun_core.http.message import Peer, RequestHead
+from edgetun_core.snapshot import Snapshot
+from edgetun_core.transport.link import Link, LinkUser
+from edgetun_core.transport.runner import SessionRunner
+from edgetun_core.wire.hello import Hello, Refusal, Welcome
+from edgetun_exitnode.sessions.registry import SessionRegistry
+
+log = logging.getLogger(__name__)
+
+MAX_SESSIONS = 10_000
+
+
+class _NoExchanges:
+    """Agents open no exchanges on an exit node; one that tries is told so."""
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        client.on_reset(NotFound("this exit node takes no requests from agents"))
+        return CLOSED
+
+
+class _Admitted:
+    """What is remembered of a session while it stands."""
+
+    __slots__ = ("services", "token_id")
+
+    def __init__(self, token_id: str, services: tuple[str, ...]) -> None:
+        self.token_id = token_id
+        self.services = services
+
+
+class SessionAcceptor:
+    """One per exit node; `accept` is what listeners call for each link."""
+
+    def __init__(
+        self,
+        registry: SessionRegistry,
+        node: str,
+        wall_clock: Callable[[], float],
+        *,
+        max_sessions: int = MAX_SESSIONS,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._registry = registry
+        self._node = node
+        self._wall_clock = wall_clock
+        self._max_sessions = max_sessions
+        self._on_change = on_change
+        self._verifier = CredentialVerifier()
+        self._configured: frozenset[str] = frozenset()
+        self._pending: dict[str, _Admitted] = {}
+        self._admitted: dict[SessionRunner, _Admitted] = {}
+        self._by_session_id: dict[str, SessionRunner] = {}
+        self.is_draining = False
+        self.opened_total = 0
+        self.refused_total = 0
+        self.revoked_total = 0
+
+    def accept(self) -> LinkUser:
+        """The user of a new link."""
+        return SessionRunner.accepting(self.decide, _NoExchanges(), self)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Takes a snapshot's keys, revocations and tunnels; closes the sessions that no longer may be."""
+        self._verifier.update(snapshot)
+        self._configured = frozenset(rule.id for rule in snapshot.tunnels)
+        revoked = set(snapshot.revoked_tokens)
+        for runner, admitted in list(self._admitted.items()):
+            if admitted.token_id in revoked:
+                self.revoked_total += 1
+                self._registry.remove(runner)
+                runner.close(CredentialRevoked("the cluster token was revoked", remedy="ask for a new token"))
+
+    def decide(self, hello: Hello, link: Link) -> Welcome | Refusal:
+        """Whether a hello is welcome, and for which tunnels."""
+        if self.is_draining:
+            return self._refuse(Draining("this exit node is going away; connect to another"), retry_after_s=1.0)
+        if len(self._admitted) >= self._max_sessions and hello.session_id not in self._by_session_id:
+            return self._refuse(
+                LimitExceeded(f"this exit node holds {self._max_sessions} sessions, as many as it may"), 30.0
+            )
+        try:
+            claims = self._verifier.verify(hello.credential, self._wall_clock())
+        except AuthError as error:
+            log.warning("refused agent %s at %s: %s", hello.agent_id, link.peer_address[0], error)
+            return self._refuse(error, 0.0 if isinstance(error, CredentialExpired) else -1.0)
+        if claims.agent_id != hello.agent_id:
+            return self._refuse(
+                AuthError("the credential was made for another agent", remedy="let the agent register again"), -1.0
+            )
+        accepted: list[str] = []
+        refused: list[tuple[str, str]] = []
+        for service in hello.services:
+            if service not in claims.services:
+                refused.append((service, "the credential does not cover this tunnel"))
+            else:
+                # A tunnel this node has not heard of yet may be in the next snapshot: its session is ready then.
+                accepted.append(service)
+        if not accepted:
+            why = refused[0][1] if refused else "the hello names no tunnel"
+            return self._refuse(AuthError(f"nothing to serve: {why}"), -1.0)
+        self._pending[hello.session_id] = _Admitted(claims.token_id, tuple(accepted))
+        return Welcome(
+            node=self._node,
+            services=tuple(accepted),
+            refused=tuple(refused),
+            server_time=self._wall_clock(),
+            software=f"edgetun/{__version__}",
+        )
+
+    def _refuse(self, error: EdgetunError, retry_after_s: float = 0.0) -> Refusal:
+        self.refused_total += 1
+        return Refusal(code=error.presentation.close_code, reason=str(error), retry_after_s=retry_after_s)
+
+    # SessionListener
+
+    def on_session_open(self, runner: SessionRunner) -> None:
+        hello = runner.hello
+        admitted = self._pending.pop(hello.session_id, None) if hello is not None else None
+        if hello is None or admitted is None:
+            runner.close(AuthError("the session was not admitted"))
+            return
+        self.opened_total += 1
+        old = self._by_session_id.get(hello.session_id)
+        self._by_session_id[hello.session_id] = runner
+        self._admitted[runner] = admitted
+        self._registry.add(runner, admitted.services)
+        if old is not None:
+            self._registry.remove(old)
+            old.close(EdgetunError("the agent opened this session anew"))
+        log.info("agent %s is connected over %s for %s", hello.agent_id, runner.transport, ", ".join(admitted.services))
+        self._on_change()
+
+    def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
+        self._registry.remove(runner)
+        self._on_change()
+
+    def on_session_closed(self, runner: SessionRunner, error: EdgetunError | None) -> None:
+        self._registry.remove(runner)
+        admitted = self._admitted.pop(runner, None)
+        hello = runner.hello
+        if hello is not None and admitted is None:
+            self._pending.pop(hello.session_id, None)
+        if hello is not None and self._by_session_id.get(hello.session_id) is runner:
+            del self._by_session_id[hello.session_id]
+        if admitted is not None and hello is not None:
+            log.info("agent %s left: %s", hello.agent_id, error or "closed in good order")
+            self._on_change()
+
+    def is_configured(self, service: str) -> bool:
+        return service in self._configured
+
+    @property
+    def runners(self) -> list[SessionRunner]:
+        return list(self._admitted)

@@ -1,0 +1,71 @@
+"""An exit node and an agent in one process: what `edgetun http`, `edgetun up` and `edgetun demo` are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgetun.local_session import LocalSession
+from edgetun_agent.observe import AgentListener, RecentRequests
+from edgetun_agent.serve import Origins
+from edgetun_core.pki import DevelopmentCA
+from edgetun_core.snapshot import Snapshot
+from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.node import ExitNode, NodeLimits
+
+
+class LocalEdge:
+    """Composes the two; made on the loop that it runs on."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        listener: AgentListener | None = None,
+        limits: NodeLimits | None = None,
+        probe: bool = True,
+    ) -> None:
+        self.recent = RecentRequests()
+        self.origins = Origins((), listener=listener, recent=self.recent, probe=probe)
+        self.node = ExitNode("local", limits=limits)
+        self.session = LocalSession(self.origins)
+        self.http_port = -1
+        self.https_port = -1
+        self.apply(snapshot)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Serves another set of tunnels from now on."""
+        self.origins.update(snapshot.tunnels)
+        self.node.apply(snapshot)
+        self.node.registry.remove(self.session)
+        self.node.registry.add(self.session, [tunnel.id for tunnel in snapshot.tunnels])
+
+    async def listen(
+        self, host: str, http_port: int, https_port: int, state: Path, certificates: Iterable[tuple[Path, Path]] = ()
+    ) -> None:
+        """Opens the fronts; a port of -1 leaves one out. Raises AddressUnavailable."""
+        if http_port >= 0:
+            self.http_port = (await self.node.listen_http(host, http_port)).port
+        if https_port >= 0:
+            store = CertificateStore(list(certificates), development=DevelopmentCA(state / "ca"))
+            self.https_port = (await self.node.listen_https(host, https_port, store)).port
+
+    def urls(self, hostname: str) -> list[str]:
+        """Where visitors find a hostname."""
+        found = []
+        if self.http_port >= 0:
+            found.append(f"http://{hostname}" + ("" if self.http_port == 80 else f":{self.http_port}"))
+        if self.https_port >= 0:
+            found.append(f"https://{hostname}" + ("" if self.https_port == 443 else f":{self.https_port}"))
+        return found
+
+    async def drain(self, deadline_s: float) -> None:
+        """Goes away in good order."""
+        await self.node.drain(deadline_s)
+        self.node.registry.remove(self.session)
+        await self.origins.close()
+
+    async def close(self) -> None:
+        """Goes away at once."""
+        await self.node.close()
+        await self.origins.close()

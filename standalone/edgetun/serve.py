@@ -1,0 +1,97 @@
+"""`edgetun serve`: a public exit node with control built in, for one machine. Its state is a folder.
+
+Agents need one port, TCP and UDP: TLS there carries sessions (ALPN `edgetun/1`) and registration (`http/1.1`).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from edgetun.foreground import foreground
+from edgetun.settings import ServeSettings, default_state_dir
+from edgetun.tokens import ServerFacts, remember_server
+from edgetun_control.control import ControlSettings
+from edgetun_control.folder_control import FolderControl
+from edgetun_core.enrollment import Endpoint
+from edgetun_core.exits import ExitCode
+from edgetun_core.pki import DevelopmentCA
+from edgetun_core.process import run_loop
+from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.node import ExitNode
+from edgetun_exitnode.settings import parse_certificate_pairs
+
+log = logging.getLogger("edgetun.serve")
+
+
+def run(settings: ServeSettings) -> int:
+    """Runs until it is stopped; returns the exit code."""
+    return run_loop(_run(settings))
+
+
+async def _run(settings: ServeSettings) -> int:
+    async with foreground(settings) as shown:
+        state = settings.state or default_state_dir()
+        domain = settings.domain or "localhost"
+        public_host = settings.public_host or settings.domain or "127.0.0.1"
+        ca = DevelopmentCA(state / "ca")
+        control = FolderControl(
+            state, ControlSettings(domain=domain, own_hostnames=frozenset({public_host, domain})), ca_pem=ca.ca_pem
+        )
+        await control.start()
+        node = ExitNode("serve")
+        unsubscribe = control.publisher.subscribe(node.apply)
+        try:
+            await _listen_for_visitors(node, settings, ca)
+            identity = ca.identity(list(dict.fromkeys([public_host, "localhost", "127.0.0.1", "::1"])))
+            tls_port, quic_port = await node.listen_tunnel(
+                settings.listen,
+                settings.tunnel_port,
+                identity,
+                quic_engine=settings.quic_engine,
+                other_protocols={"http/1.1": control.make_protocol, "": control.make_protocol},
+            )
+            control.placement.endpoints = (Endpoint(public_host, tls_port, quic_port, node=node.name),)
+            control_url = f"https://{_bracketed(public_host)}:{tls_port}"
+            remember_server(state, ServerFacts((control_url,), domain))
+            log.info("agents register at %s; make a token with: edgetun token create --state %s", control_url, state)
+            await shown.serve(node, lambda: _urls(node), metrics=settings.metrics)
+            await node.drain(settings.drain_s)
+        finally:
+            unsubscribe()
+            await node.close()
+            await control.close()
+    return ExitCode.OK
+
+
+async def _listen_for_visitors(node: ExitNode, settings: ServeSettings, ca: DevelopmentCA) -> None:
+    if settings.http_port >= 0:
+        front = await node.listen_http(settings.listen, settings.http_port)
+        log.info("http on %s:%d", settings.listen, front.port)
+    if settings.https_port >= 0:
+        store = CertificateStore(
+            parse_certificate_pairs(settings.certificate),
+            development=ca,
+            may_issue=lambda name: node.router.table.find(name.encode()) is not None,
+        )
+        front = await node.listen_https(settings.listen, settings.https_port, store)
+        log.info("https on %s:%d", settings.listen, front.port)
+        if not settings.certificate:
+            log.warning("no --certificate is given: browsers will warn of the development CA %s", ca.certificate_file)
+
+
+def _urls(node: ExitNode) -> list[tuple[str, str]]:
+    fronts = {front.scheme.decode(): front.port for front in node.fronts}
+    scheme = "https" if "https" in fronts else "http"
+    if scheme not in fronts:
+        return []
+    port = "" if fronts[scheme] == {"http": 80, "https": 443}[scheme] else f":{fronts[scheme]}"
+    return [
+        (f"{scheme}://{hostname}{port}", rule.origins[0].url)
+        for plan in node.router.table.plans.values()
+        for rule in [plan.rule]
+        for hostname in rule.hostnames
+    ]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
