@@ -356,12 +356,18 @@ class SessionRunner:
         """Hello and welcome are exchanged."""
         self._learn_lanes()
         self._set_timer()
-        self._listener.on_session_open(self)
+        try:
+            self._listener.on_session_open(self)
+        except Exception as bug:
+            self._on_bug_at_the_edge(bug)
 
     def on_session_draining(self, deadline_s: float) -> None:
         """One of the ends drains."""
         self._set_timer()
-        self._listener.on_session_draining(self, deadline_s)
+        try:
+            self._listener.on_session_draining(self, deadline_s)
+        except Exception as bug:
+            self._on_bug_at_the_edge(bug)
 
     def on_session_closed(self, error: EdgetunError | None) -> None:
         """The session is over; the link follows with the next flush."""

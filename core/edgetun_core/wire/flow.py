@@ -406,7 +406,7 @@ class Exchange:
 
     def charge(self, lane: Lane, size: int) -> None:
         """Takes a frame's payload off the credit; raises `SessionBroken` when there is none, or when no DATA can come now."""
-        if self.receiving == NO_HEAD:
+        if self.receiving == NO_HEAD and self.recv_lane is lane:
             raise SessionBroken(f"exchange {self.id}: DATA before HEAD")
         if self.receiving == ENDED:
             raise SessionBroken(f"exchange {self.id}: DATA after the end")
@@ -426,7 +426,7 @@ class Exchange:
 
     def receive_piece(self, lane: Lane, data: bytes, end: bool) -> None:
         """A frame's payload or a piece of it, which `charge` has seen. Nothing when the exchange ended meanwhile."""
-        if self.receiving != BODY:
+        if self.receiving == ENDED:
             return
         if self.recv_lane is not lane:
             early = self._early(lane)
@@ -450,10 +450,10 @@ class Exchange:
 
     def receive_trailers(self, lane: Lane, block: bytes) -> None:
         """A TRAILERS frame, which ends the peer's direction."""
-        if self.receiving != BODY:
-            raise SessionBroken(
-                f"exchange {self.id}: TRAILERS {'before HEAD' if not self.receiving else 'after the end'}"
-            )
+        if self.receiving == ENDED:
+            raise SessionBroken(f"exchange {self.id}: TRAILERS after the end")
+        if self.receiving == NO_HEAD and self.recv_lane is lane:
+            raise SessionBroken(f"exchange {self.id}: TRAILERS before HEAD")
         if self.recv_lane is not lane:
             early = self._early(lane)
             if early.is_complete:

@@ -36,6 +36,7 @@ MAX_EARLY_BYTES: Final = 12 * 1024 * 1024
 """Bytes of other lanes that an agent keeps while its WELCOME is still on the way: a session window and heads."""
 
 MAX_DRAIN_S: Final = 3600.0
+MAX_RETRY_AFTER_S: Final = 86_400.0
 CLOSE_GRACE_S: Final = 5.0
 """How much longer than its own deadline the other end of a drain waits."""
 
@@ -382,6 +383,8 @@ class Session:
         self._open(welcome, now)
 
     def _on_refuse(self, refusal: Refusal) -> None:
+        if not -1 <= refusal.retry_after_s <= MAX_RETRY_AFTER_S:
+            refusal = msgspec.structs.replace(refusal, retry_after_s=0.0)
         self.refusal = refusal
         self._end(Event.REFUSED, error_from_code(refusal.code, refusal.reason), Close(), tell=False)
 
