@@ -1,0 +1,132 @@
+"""nginx in every part it plays: the origin, the plain reverse proxy, the cache. And the origin alone ("direct")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness import CLIENT_CORE, PYTHON, ROOT, Process, Running, Stage, free_port, get_status, wait_until
+from peers import require
+
+from edgetun_core.pki import DevelopmentCA
+
+ONE_KB = "x" * 1024
+
+
+def _nginx(stage: Stage, name: str, http: str, core: int, pid_name: str) -> Process:
+    """One process without a master: its CPU and memory are nginx's, whole."""
+    config = stage.write(
+        f"{name}.conf",
+        f"""daemon off; master_process off; pid {stage.folder}/{pid_name}.pid; error_log {stage.folder}/{name}.err;
+        worker_rlimit_nofile 20000;
+        events {{ worker_connections 15000; }}
+        http {{
+            access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s; client_max_body_size 0; tcp_nodelay on;
+            client_body_temp_path {stage.folder}/{name}-body; proxy_temp_path {stage.folder}/{name}-proxy;
+            fastcgi_temp_path {stage.folder}/f; uwsgi_temp_path {stage.folder}/u; scgi_temp_path {stage.folder}/s;
+            {http}
+        }}""",
+    )
+    return stage.start(
+        name, [require("nginx"), "-p", str(stage.folder), "-c", config, "-e", f"{stage.folder}/{name}.err"], core=core
+    )
+
+
+@contextmanager
+def nginx_origin(*, fresh_s: int | None = None) -> Iterator[Running]:
+    """A strong origin on the client's core that answers every path with 1 KB."""
+    port = free_port()
+    caching = f'add_header Cache-Control "max-age={fresh_s}";' if fresh_s is not None else ""
+    with Stage() as stage:
+        process = _nginx(
+            stage,
+            "origin",
+            f"server {{ listen 127.0.0.1:{port} backlog=4096; {caching} location / {{ return 200 '{ONE_KB}'; }} }}",
+            CLIENT_CORE,
+            "origin",
+        )
+        wait_until("nginx origin", lambda: get_status(port) == 200, [process])
+        yield Running(port, (process,))
+
+
+@contextmanager
+def bulk_origin() -> Iterator[Running]:
+    """An origin on the client's core for large bodies: `GET /N` gives N bytes, `PUT` swallows."""
+    port = free_port()
+    with Stage() as stage:
+        process = stage.start(
+            "bulk-origin", [PYTHON, str(ROOT / "bench" / "bulk_origin.py"), str(port)], core=CLIENT_CORE
+        )
+        wait_until("bulk origin", lambda: get_status(port, path="/1") == 200, [process])
+        yield Running(port, (process,))
+
+
+@contextmanager
+def direct(origin: Running) -> Iterator[Running]:
+    """No tunnel at all."""
+    yield origin
+
+
+@contextmanager
+def nginx_proxy(origin: Running) -> Iterator[Running]:
+    """nginx as a plain reverse proxy: what a hop costs when nothing is tunnelled."""
+    port = free_port()
+    with Stage() as stage:
+        process = _nginx(
+            stage,
+            "proxy",
+            f"""upstream origin {{ server 127.0.0.1:{origin.port}; keepalive 1024; keepalive_requests 1000000000; }}
+            server {{
+                listen 127.0.0.1:{port} backlog=4096;
+                location / {{
+                    proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";
+                    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_request_buffering off;
+                    proxy_buffering off;
+                }}
+            }}""",
+            0,
+            "proxy",
+        )
+        wait_until("nginx proxy", lambda: get_status(port) == 200, [process])
+        yield Running(port, (process,))
+
+
+@contextmanager
+def nginx_cache(
+    origin: Running, certificate: tuple[Path, Path] | None = None, *, fresh: str = "60s"
+) -> Iterator[Running]:
+    """nginx with proxy_cache, and collapsing by proxy_cache_lock; over TLS 1.3 when it has a certificate."""
+    port = free_port()
+    with Stage() as stage:
+        tls = ""
+        if certificate is not None:
+            cert, key = certificate
+            tls = f"ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.3; ssl_session_tickets on;"
+        process = _nginx(
+            stage,
+            "cache",
+            f"""proxy_cache_path {stage.folder}/cache keys_zone=one:10m use_temp_path=off;
+            server {{
+                listen 127.0.0.1:{port} {"ssl" if tls else ""} backlog=4096; {tls}
+                location / {{
+                    proxy_pass http://127.0.0.1:{origin.port}; proxy_cache one; proxy_cache_valid 200 {fresh};
+                    proxy_cache_lock on; proxy_cache_use_stale updating;
+                }}
+            }}""",
+            0,
+            "cache",
+        )
+        ready = (lambda: get_status(port) == 200) if not tls else (lambda: get_status(port) == 400)
+        wait_until("nginx cache", ready, [process])
+        yield Running(port, (process,), scheme="https" if tls else "http")
+
+
+def write_certificate(folder: Path, names: list[str]) -> tuple[tuple[Path, Path], str]:
+    """A certificate and key as files for the server, and the authority's text for the client."""
+    ca = DevelopmentCA(folder / "ca")
+    cert, key = ca.issue(names)
+    files = folder / "cert.pem", folder / "key.pem"
+    files[0].write_bytes(cert)
+    files[1].write_bytes(key)
+    return files, ca.ca_pem.decode()

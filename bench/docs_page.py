@@ -1,0 +1,55 @@
+"""Writes `docs/benchmarks.md` from the newest record of each benchmark.
+
+python bench/docs_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness import RESULTS, ROOT
+from peers import FRP, PIKO, RATHOLE
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+ORDER = ["crowd", "cached", "cached-tls", "passthrough", "latency", "bulk", "bulk-memory", "idle", "startup"]
+
+HEAD = """# Benchmarks
+
+Written by `bench/docs_page.py` from what the scripts in `bench/` recorded; `make bench` runs them all. Every table is one
+run in which the subjects took turns, and shows medians. The servers (edge and agent together) have one core, the client and
+the origin the other. "ratio" is edgetun's (the first row's) advantage over the row: above 1 edgetun is better. Absolute
+figures are this machine's; CPU seconds and ratios carry over.
+
+Peers: frp {frp}, rathole {rathole}, piko {piko}, nginx and wrk of the distribution; `python bench/peers.py build` gets them.
+"""
+
+
+def newest() -> dict[str, dict[str, Any]]:
+    """The last record of each script."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in RESULTS.read_text().splitlines():
+        record = json.loads(line)
+        found[record["script"]] = record
+    return found
+
+
+def section(record: dict[str, Any]) -> str:
+    heads, *lines = record["table"]
+    rows = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    rows += ["| " + " | ".join(cell or " " for cell in line) + " |" for line in lines]
+    when, machine = record["when"][:10], record["machine"]
+    facts = f"{when}, {machine}; {record['repeats']} repeats."
+    return f"## {record['title']}\n\n" + "\n".join(rows) + f"\n\n{facts} `bench/{record['script'].split('-')[0]}.py`\n"
+
+
+def main() -> None:
+    records = newest()
+    head = HEAD.format(frp=FRP.rpartition("@")[2], piko=PIKO.rpartition("@")[2], rathole=f"v{RATHOLE}")
+    known = [script for script in ORDER if script in records]
+    PAGE.write_text("\n".join([head, *(section(records[script]) for script in known)]))
+    print(f"wrote {PAGE.relative_to(ROOT)}: {', '.join(known)}")
+
+
+if __name__ == "__main__":
+    main()
