@@ -131,7 +131,7 @@ def main() -> None:
     size = (16 if arguments.quick else arguments.megabytes) * MB
     os.sched_setaffinity(0, {CLIENT_CORE})
 
-    def speed(name: str, running: Running, row: Row) -> None:
+    def speed(running: Running, row: Row) -> None:
         megabytes_per_second(download, running, size // 8, 1)  # warm up
         with cpu_of(running) as spent:
             row.add(down1=megabytes_per_second(download, running, size, 1))
@@ -140,7 +140,7 @@ def main() -> None:
         row.add(up1=megabytes_per_second(upload, running, size, 1))
         row.add(up8=megabytes_per_second(upload, running, size, 8))
 
-    def memory(name: str, running: Running, row: Row) -> None:
+    def memory(running: Running, row: Row) -> None:
         megabytes_per_second(download, running, size // 8, 1)
         megabytes_per_second(upload, running, size // 8, 1)
         row.add(slow=growth_of_slow_reader(running, 1000 * MB, arguments.seconds))

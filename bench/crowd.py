@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import rivals
@@ -60,7 +60,7 @@ def laptop() -> Iterator[Running]:
 
 
 @contextmanager
-def behind(subject: Subject | None) -> Iterator[Running]:
+def behind(subject: Callable[[Running], AbstractContextManager[Running]] | None) -> Iterator[Running]:
     """The laptop, fresh, and the subject before it; CPU counts both, for both are on the core that answers the crowd."""
     with laptop() as origin:
         if subject is None:
@@ -91,7 +91,7 @@ def main() -> None:
     arguments = parse_arguments(__doc__, repeats=3, seconds=2, extra={"visitors": 10_000})
     visitors = str(min(arguments.visitors, 500) if arguments.quick else arguments.visitors)
 
-    def one(name: str, running: Running, row: Row) -> None:
+    def one(running: Running, row: Row) -> None:
         port = origin_port(running)
         before = stats(port)["requests"]  # the subject's start asked too, to see that it was ready
         with cpu_of(running) as spent:

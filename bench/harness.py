@@ -285,7 +285,7 @@ Subject = Callable[[], Any]  # a context manager that yields a Running
 
 
 def measure(
-    subjects: Mapping[str, Subject], one: Callable[[str, Running, Row], None], *, repeats: int, only: Sequence[str] = ()
+    subjects: Mapping[str, Subject], one: Callable[[Running, Row], None], *, repeats: int, only: Sequence[str] = ()
 ) -> list[Row]:
     """Runs every subject once per repeat, in turn, so that a slow minute of the machine hits all of them alike."""
     rows = {name: Row(name) for name in subjects if not only or any(word in name for word in only)}
@@ -294,7 +294,7 @@ def measure(
             print(f"  {repeat + 1}/{repeats} {name} ...", end="", flush=True, file=sys.stderr)
             try:
                 with subjects[name]() as running:
-                    one(name, running, row)
+                    one(running, row)
             except Exception as error:  # one peer that is missing or broken must not end the others' run
                 row.note = str(error).splitlines()[0]
                 print(f" failed: {error}", file=sys.stderr)

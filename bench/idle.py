@@ -27,7 +27,7 @@ COLUMNS = [
 def main() -> None:
     arguments = parse_arguments(__doc__, repeats=1, seconds=5, extra={"connections": 10_000})
     count = 500 if arguments.quick else arguments.connections
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count + 100:
         raise BenchError(
             f"{count} connections need {count + 100} open files, the limit is {hard}; take fewer: --connections"
@@ -35,7 +35,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.sched_setaffinity(0, {CLIENT_CORE})
 
-    def one(name: str, running: Running, row: Row) -> None:
+    def one(running: Running, row: Row) -> None:
         request = f"GET / HTTP/1.1\r\nHost: {running.host}\r\n\r\n".encode()
 
         def ask(stack: contextlib.ExitStack) -> None:

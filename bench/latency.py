@@ -51,7 +51,7 @@ def main() -> None:
     os.sched_setaffinity(0, {CLIENT_CORE})
     with nginx_origin() as origin:
 
-        def one(name: str, running: Running, row: Row) -> None:
+        def one(running: Running, row: Row) -> None:
             ask_again_and_again(running, min(0.5, arguments.seconds))
             straight = statistics.median(ask_again_and_again(origin, min(1.0, arguments.seconds)))
             took = sorted(ask_again_and_again(running, arguments.seconds))

@@ -42,12 +42,12 @@ def main() -> None:
     arguments = parse_arguments(__doc__)
     program = require("wrk")
 
-    def one(name: str, running: Running, row: Row) -> None:
+    def one(running: Running, row: Row) -> None:
         wrk(program, running, connections=64, seconds=min(1.0, arguments.seconds))  # warm up
         with cpu_of(running) as spent:
             result = wrk(program, running, connections=64, seconds=arguments.seconds)
         if not result.requests:
-            raise BenchError(f"{name} answered nothing")
+            raise BenchError("it answered nothing")
         row.add(
             rps=result.rps,
             cpu=spent[0] / result.requests * 100_000,

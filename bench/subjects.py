@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import BenchError, Process, Running, Stage, free_port, get_status, is_listening, wait_until
+from harness import BenchError, Running, Stage, free_port, get_status, is_listening, wait_until
 
 BIN = Path(sys.executable).parent
 HOST = "bench.localhost"
+
+MANIFEST = """apiVersion: edgetun.dev/v1alpha1
+kind: Tunnel
+metadata:
+  name: bench
+spec:
+  hostnames: [bench.localhost]
+  origin:
+    url: http://127.0.0.1:9
+"""
 
 
 def _command(name: str) -> str:
     return str(BIN / name)
 
 
+def http_command(origin: int, plain: int, secure: int, state: str) -> list[str]:
+    """`edgetun http` on these ports; -1 is none."""
+    return [
+        _command("edgetun"), "http", str(origin), "--host", HOST, "--http-port", str(plain), "--https-port", str(secure),
+        "--state", state, "--quiet",
+    ]  # fmt: skip
+
+
 @contextmanager
 def http(origin: Running, *, cache: str = "", https: bool = False) -> Iterator[Running]:
     """`edgetun http PORT`: exit node and origin client in one process."""
-    plain, secure = free_port(), free_port()
+    plain, secure = free_port(), free_port() if https else -1
     with Stage() as stage:
-        command = [
-            _command("edgetun"), "http", str(origin.port), "--host", HOST, "--http-port", str(plain),
-            "--https-port", str(secure) if https else "-1", "--state", str(stage.folder / "state"), "--quiet",
-        ]  # fmt: skip
+        command = http_command(origin.port, plain, secure, str(stage.folder / "state"))
         process = stage.start("edgetun-http", command + (["--cache", cache] if cache else []))
         wait_until("edgetun http", lambda: get_status(plain, HOST) == 200, [process])
         yield Running(secure if https else plain, (process,), host=HOST, scheme="https" if https else "http")
@@ -51,44 +66,43 @@ def tunnel(origin: Running, *, transport: str, engine: str = "qh3") -> Iterator[
         agent = stage.start(
             "edgetun-agent",
             [
-                _command("edgetun-agent"), "--cluster-token", _token(stage, state, tunnel_port),
-                "--origin", f"http://127.0.0.1:{origin.port}", "--host", HOST,
+                _command("edgetun-agent"), "--origin", f"http://127.0.0.1:{origin.port}", "--host", HOST,
+                "--transport", transport, "--engine", engine, "--state", str(stage.folder / "agent"), "--quiet",
             ],
+            env={"EDGETUN_CLUSTER_TOKEN": _token(state)},
         )  # fmt: skip
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         wait_until("edgetun tunnel", lambda: get_status(plain, HOST, path) == 200, [node, agent])
         yield Running(plain, (node, agent), host=HOST)
 
 
-def _token(stage: Stage, state: str, tunnel_port: int) -> str:
+def _token(state: str) -> str:
     """Makes a cluster token as a person would, and reads it from what is printed."""
-    process = stage.start("token", [_command("edgetun"), "token", "create", "--state", state])
-    wait_until("edgetun token create", lambda: not process.is_running)
-    found = re.search(r"edgetun_[A-Za-z0-9_-]+", process.log.read_text())
+    command = [_command("edgetun"), "token", "create", "--state", state]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"edgetun_[A-Za-z0-9_-]{16,}", done.stdout)
     if found is None:
-        raise BenchError(f"edgetun token create printed no token (port {tunnel_port}):\n{process.tail()}")
+        raise BenchError(f"edgetun token create printed no token: {done.stderr.strip()}")
     return found[0]
 
 
 @contextmanager
 def exit_node() -> Iterator[tuple[Stage, list[str], int]]:
-    """The command of `edgetun-exitnode` with nothing to serve, for measuring its start; its plain port."""
+    """The command of `edgetun-exitnode` with one tunnel and no agent, for measuring its start; and its plain port."""
     port = free_port()
     with Stage() as stage:
-        snapshot = stage.folder / "snapshot"
-        done = os.spawnv(os.P_WAIT, _command("edgetun"), ["edgetun", "compile", "-o", str(snapshot)])
-        if done:
-            raise BenchError("edgetun compile failed")
-        yield (
-            stage,
-            [
-                _command("edgetun-exitnode"), "--snapshot", str(snapshot), "--state", str(stage.folder / "state"),
-                "--http-port", str(port), "--https-port", "-1", "--tunnel-port", "-1", "--listen", "127.0.0.1", "--quiet",
-            ],
-            port,
-        )  # fmt: skip
-
-
-def processes(running: Running) -> dict[str, Process]:
-    """The servers by what they are: exit node, agent."""
-    return {"exit node" if i == 0 else "agent": process for i, process in enumerate(running.servers)}
+        snapshot = str(stage.folder / "snapshot")
+        manifest = stage.write("tunnel.yaml", MANIFEST)
+        done = subprocess.run(
+            [_command("edgetun"), "compile", "-f", manifest, "-o", snapshot],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BenchError(f"edgetun compile failed: {done.stderr.strip()}")
+        command = [
+            _command("edgetun-exitnode"), "--snapshot", snapshot, "--state", str(stage.folder / "state"),
+            "--http-port", str(port), "--https-port", "-1", "--tunnel-port", "-1", "--listen", "127.0.0.1", "--quiet",
+        ]  # fmt: skip
+        yield stage, command, port
