@@ -97,9 +97,8 @@ def parse_delta_s(argument: bytes | None) -> int:
     """A delta-seconds (RFC 9111 §1.2.2), token or quoted alike (§5.2); 0 when it is missing or no number."""
     if argument is None or _DIGITS.fullmatch(argument) is None:
         return 0
-    if len(argument) > 12:
-        return MAX_DELTA_S if argument.strip(b"0") else 0
-    return min(int(argument), MAX_DELTA_S)
+    digits = argument.lstrip(b"0") or b"0"
+    return MAX_DELTA_S if len(digits) > 10 else min(int(digits), MAX_DELTA_S)
 
 
 def _shorter(known: int | None, argument: bytes | None) -> int:

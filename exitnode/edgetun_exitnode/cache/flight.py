@@ -87,6 +87,7 @@ class Visitor:
         self.is_over = True
         if self.reader is not None:
             self.reader.reset(error)
+            self.reader = None
         flight = self.flight
         if flight is not None:
             flight.leave(self)
@@ -120,6 +121,7 @@ class Visitor:
     def finish(self) -> None:
         """All that was asked for is about to be pushed; comes before the push, because the front may ask again from within."""
         self.is_over = True
+        self.reader = None
         flight, self.flight = self.flight, None
         if flight is not None:
             flight.satisfied(self)
@@ -131,6 +133,7 @@ class Visitor:
             self.flight = None
             if self.reader is not None:
                 self.reader.reset(error)
+                self.reader = None
             self.client.on_reset(error)
 
 
@@ -205,10 +208,11 @@ class Flight:
         # All of the answer may have come already, and even another attempt.
         if attempt != self.attempt:
             return
-        self.upstream = upstream
         if self.is_over:
             upstream.reset(Cancelled("nobody waits for this response any more"))
-        elif self.alone is not None:
+            return
+        self.upstream = upstream
+        if self.alone is not None:
             self._connect_alone(self.alone)
         elif self.is_upstream_paused:
             upstream.pause_response()
@@ -221,10 +225,10 @@ class Flight:
     def cancel(self) -> None:
         """Nobody waits: gives the fetch up."""
         if not self.is_over:
-            self._finish()
+            upstream = self._finish()
             self.stage.forget(self)
-            if self.upstream is not None:
-                self.upstream.reset(Cancelled("nobody waits for this response any more"))
+            if upstream is not None:
+                upstream.reset(Cancelled("nobody waits for this response any more"))
 
     def leave(self, visitor: Visitor) -> None:
         """A visitor went away."""
@@ -254,9 +258,9 @@ class Flight:
         now = stage.clock()
         self._cancel_patience()
         if head.status in ERRORS and stage.find_for_error(self.view, now) is not None:
-            self._finish()
-            if self.upstream is not None:  # otherwise `fetch` does it when `open` returns
-                self.upstream.reset(Cancelled("a stored response answers instead"))
+            upstream = self._finish()
+            if upstream is not None:  # otherwise `fetch` does it when `open` returns
+                upstream.reset(Cancelled("a stored response answers instead"))
             stage.tell(FailedBeforeHead(self.id, stale_allowed=True))
             return
         self.origin_head = head
@@ -466,14 +470,15 @@ class Flight:
 
     def _break(self, error: EdgetunError) -> None:
         self.stage.stats.broken += 1
-        upstream = self.upstream
-        self._finish()
+        upstream = self._finish()
         self.stage.tell(BrokeAfterHead(self.id), error)
         self.stage.forget(self)
         if upstream is not None:
             upstream.reset(error)
 
-    def _finish(self) -> None:
+    def _finish(self) -> RequestSink | None:
+        """The fetch is over, one way or another; returns the exchange if one is open. Leaves no reference in a circle: garbage
+        is collected rarely."""
         self.is_over = True
         self._cancel_patience()
         if self.fill_timer is not None:
@@ -482,6 +487,8 @@ class Flight:
         if self.reserved_bytes:
             self.stage.store.release(self.stage.tenant, self.reserved_bytes)
             self.reserved_bytes = 0
+        upstream, self.upstream = self.upstream, None
+        return upstream
 
     def _connect_alone(self, visitor: Visitor) -> None:
         assert self.upstream is not None
@@ -492,6 +499,7 @@ class Flight:
     def _end_alone(self, visitor: Visitor) -> None:
         visitor.is_over = True
         visitor.flight = None
+        visitor.upstream = None
         self._finish()
         self.stage.tell(Ended(self.id))
         self.stage.forget(self)

@@ -7,6 +7,7 @@ What is not surely storable is not stored: without a stated freshness (or the op
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +47,9 @@ _SET_BY_US: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
 
 _NAMED_BY_THE_KEY: Final = frozenset({b"host", b"x-forwarded-host", b"x-forwarded-proto"})
 """Host and scheme are in the primary key; varying on them adds nothing."""
+
+FoundFields = dict[bytes, list[bytes]]
+"""Values by name of the fields that decide."""
 
 _FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -134,34 +138,34 @@ def current_age_s(timing: Timing, now: float) -> float:
     return timing.age_on_arrival_s + max(0.0, now - timing.received_at)
 
 
-def age_on_arrival_s(response: ResponseHead, requested_at: float, received_at: float, wall_s: float) -> float:
+def age_on_arrival_s(found: FoundFields, requested_at: float, received_at: float, wall_s: float) -> float:
     """corrected_initial_age of RFC 9111 §4.2.3: the larger of what the clocks say and what `Age` says plus the round trip."""
-    ages = [parse_delta_s(value) for value in response.get_all(b"age")]
-    dates = [date for value in response.get_all(b"date") if (date := parse_http_date(value)) is not None]
+    ages = [parse_delta_s(value) for value in found.get(b"age", ())]
+    dates = [date for value in found.get(b"date", ()) if (date := parse_http_date(value)) is not None]
     # Dates have whole seconds, and so has the moment they are compared with: made this very second is not old.
     apparent_age_s = max(0.0, int(wall_s) - min(dates)) if dates else 0.0
     corrected_age_s = max(ages, default=0) + max(0.0, received_at - requested_at)
     return max(apparent_age_s, corrected_age_s)
 
 
-def freshness_lifetime_s(directives: ResponseDirectives, response: ResponseHead, wall_s: float) -> float | None:
+def freshness_lifetime_s(directives: ResponseDirectives, found: FoundFields, wall_s: float) -> float | None:
     """RFC 9111 §4.2.1 for a shared cache, or None when the origin stated no lifetime; nothing is guessed (§4.2.2)."""
     if directives.s_maxage_s is not None:
         return float(directives.s_maxage_s)
     if directives.max_age_s is not None:
         return float(directives.max_age_s)
-    expires = response.get_all(b"expires")
+    expires = found.get(b"expires")
     if not expires:
         return None
     moments = [parse_http_date(value) for value in expires]
     known = [moment for moment in moments if moment is not None]
     if len(known) < len(moments):
         return 0.0  # an invalid date, "0" above all, is in the past (§5.3)
-    dates = [date for value in response.get_all(b"date") if (date := parse_http_date(value)) is not None]
+    dates = [date for value in found.get(b"date", ()) if (date := parse_http_date(value)) is not None]
     return min(max(0.0, min(known) - (max(dates) if dates else wall_s)), float(MAX_DELTA_S))
 
 
-def parse_vary(values: list[bytes]) -> tuple[bytes, ...] | None:
+def parse_vary(values: Sequence[bytes]) -> tuple[bytes, ...] | None:
     """The names a response varies on, sorted, lower case; None when no other request can be known to match (§4.1)."""
     names: set[bytes] = set()
     for value in values:
@@ -191,13 +195,13 @@ def decide_storable(
     `received_at` is when its head arrived. A body that turns out incomplete or too large is the caller's to drop.
     """
     status = response.status
-    get, get_all = response.get, response.get_all
     if request.method not in (b"GET", b"HEAD"):
         return NotStorable("method (§3)")
     failed = status >= 500
     if status not in UNDERSTOOD and (status not in rule.statuses or status in (206, 304) or status < 200):
         return NotStorable("status (§3)", is_error=failed)
-    directives = parse_response_directives(get_all(b"cache-control"))
+    found = _read_fields(response)
+    directives = parse_response_directives(found.get(b"cache-control", ()))
     if not rule.ignore_no_store:
         if directives.no_store:
             # §5.2.2.3: must-understand would lift no-store for statuses we understand; that is a may, and not taken.
@@ -209,21 +213,20 @@ def decide_storable(
     has_authorization = request.get(b"authorization") is not None
     if has_authorization and not rule.allow_authorization:
         return NotStorable("Authorization (§3.5)")
-    has_cookie = get(b"set-cookie") is not None or get(b"set-cookie2") is not None
+    has_cookie = b"set-cookie" in found or b"set-cookie2" in found
     if has_cookie and not rule.allow_set_cookie:
         return NotStorable("Set-Cookie", is_error=failed)
-    vary = parse_vary(get_all(b"vary"))
+    vary = parse_vary(found.get(b"vary", ()))
     if vary is None:
         return NotStorable("Vary (§4.1)")
-    content_type = (get(b"content-type") or b"").lower()
-    if content_type.startswith(_ENDLESS_TYPES):
+    if any(value.lower().startswith(_ENDLESS_TYPES) for value in found.get(b"content-type", ())):
         return NotStorable("a body without end")
-    length = _content_length(response)
+    length = _content_length(found.get(b"content-length", ()))
     if length is None:
         return NotStorable("Content-Length (§3.3)")
     if length > rule.max_object_bytes and request.method == b"GET":
         return NotStorable("larger than maxObjectBytes")
-    timing = _decide_timing(rule, directives, response, requested_at, received_at, wall_s)
+    timing = _decide_timing(rule, directives, response.status, found, requested_at, received_at, wall_s)
     if timing is None:
         return NotStorable("no freshness (§4.2.1)", is_error=failed)
     dropped = _NOT_STORED_FIELDS | set(directives.no_cache_fields) | set(directives.private_fields)
@@ -233,8 +236,23 @@ def decide_storable(
     return Storable(timing, fields, vary, length)
 
 
-def _content_length(response: ResponseHead) -> int | None:
-    values = response.get_all(b"content-length")
+_READ: Final = frozenset(
+    {
+        b"age", b"cache-control", b"content-length", b"content-type", b"date", b"expires", b"pragma", b"set-cookie",
+        b"set-cookie2", b"vary",
+    }
+)  # fmt: skip
+
+
+def _read_fields(response: ResponseHead) -> FoundFields:
+    found: FoundFields = {}
+    for name, value in response.fields:
+        if name in _READ:
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def _content_length(values: Sequence[bytes]) -> int | None:
     if not values:
         return -1
     if len(set(values)) > 1 or not values[0].isdigit() or len(values[0]) > 15:
@@ -245,14 +263,15 @@ def _content_length(response: ResponseHead) -> int | None:
 def _decide_timing(
     rule: CacheRule,
     directives: ResponseDirectives,
-    response: ResponseHead,
+    status: int,
+    found: FoundFields,
     requested_at: float,
     received_at: float,
     wall_s: float,
 ) -> Timing | None:
     """When the response is fresh, or None when it could never be used again without asking the origin."""
-    age_s = age_on_arrival_s(response, requested_at, received_at, wall_s)
-    is_override = rule.mode == "override" and response.status in (rule.statuses or CACHEABLE_BY_DEFAULT)
+    age_s = age_on_arrival_s(found, requested_at, received_at, wall_s)
+    is_override = rule.mode == "override" and status in (rule.statuses or CACHEABLE_BY_DEFAULT)
     # §4.2.4, §5.2.2.2, §5.2.2.8, §5.2.2.10: s-maxage means proxy-revalidate too.
     may_be_stale = not (
         directives.must_revalidate
@@ -273,9 +292,9 @@ def _decide_timing(
         return Timing(received_at, age_s, rule.ttl_s, True, revalidate_s, error_s)
     if directives.no_cache or directives.no_cache_fields:
         return None  # §5.2.2.4; usable only after validation, which this cache does not do yet
-    if not response.get_all(b"cache-control") and response.get(b"pragma") is not None:
+    if b"pragma" in found and b"cache-control" not in found:
         return None
-    lifetime_s = freshness_lifetime_s(directives, response, wall_s)
+    lifetime_s = freshness_lifetime_s(directives, found, wall_s)
     if lifetime_s is None:
         return None
     timing = Timing(received_at, age_s, lifetime_s, False, revalidate_s, error_s)

@@ -109,6 +109,8 @@ class CacheStage:
         self._partition = partition.encode()
         self._query = QueryFilter(rule.ignore_query)
         self._decorated: dict[bytes, Memo[ResponseHead, ResponseHead]] = {}
+        self._alone: Memo[ResponseHead, ResponseHead] = Memo(256)
+        """Decorated heads of responses known as not storable."""
         self._serial = 0
 
     # -- asked by a visitor -------------------------------------------------------------------------------------------
@@ -151,7 +153,6 @@ class CacheStage:
             return self._bypass(view, peer, end, client)
         now = self.clock()
         fwd = b"fwd=uri-miss"
-        wants_late = not view.wants_new
         if self.may_store:
             entry, fwd = self._find(view)
             if entry is not None:
@@ -173,22 +174,21 @@ class CacheStage:
             self.stats.refused += 1
             client.on_head(gateway_timeout(self.wall_clock()), True)
             return CLOSED
-        key, secondary = self._fetch_key(view)
-        flight_key = self.flight_key(key, secondary, 0)
+        flight_key = self._flight_key(view)
         if self.coordinator.goes_alone(flight_key, now):
             self.stats.alone += 1
             return self.next.open(head, peer, True, self._watch_alone(view, client, flight_key, now))
         visitor = Visitor(self, view, peer, client, fwd)
-        self._ask(visitor, now, may_join_late=wants_late)
+        self._ask(visitor, flight_key, now)
         return CLOSED if visitor.is_over else visitor
 
-    def _ask(self, visitor: Visitor, now: float, *, may_join_late: bool) -> None:
+    def _ask(self, visitor: Visitor, flight_key: FlightKey, now: float) -> None:
         """Has the coordinator decide who fetches for this visitor."""
         view = visitor.view
         visitor.asks += 1
-        key, secondary = self._fetch_key(view)
         newer_than = self.store.invalidated_at(view.key, self.tenant)
-        event = Asked(self.flight_key(key, secondary, 0), visitor, newer_than, view.byte_range is None, may_join_late)
+        may_join_late = not view.wants_new
+        event = Asked(flight_key, visitor, newer_than, view.byte_range is None, may_join_late)
         if view.is_head:
             # A GET on its way answers a HEAD as well, but cannot be led by one.
             get_key = self.flight_key(view.key, view.secondary(self.store.vary_of(view.key)), 0)
@@ -197,9 +197,9 @@ class CacheStage:
                 event = of_get
         self._apply(self.coordinator.handle(event, now), now, None)
 
-    def _fetch_key(self, view: RequestView) -> tuple[bytes, Secondary]:
+    def _flight_key(self, view: RequestView) -> FlightKey:
         key = view.head_key if view.is_head else view.key
-        return key, view.secondary(self.store.vary_of(key))
+        return self.flight_key(key, view.secondary(self.store.vary_of(key)), 0)
 
     def flight_key(self, key: bytes, secondary: Secondary, flight_id: FlightId) -> FlightKey:
         """What flights are joined by. Without collapsing each has a key of its own."""
@@ -259,8 +259,7 @@ class CacheStage:
         reader = self._answer(entry, view, client, now, "revalidating", None)
         if now >= entry.asked_again_at and not view.is_head and view.byte_range is None:
             entry.asked_again_at = now + RETRY_S
-            key, secondary = self._fetch_key(view)
-            refresh = Refresh(self.flight_key(key, secondary, 0), self.store.invalidated_at(key, self.tenant))
+            refresh = Refresh(self._flight_key(view), self.store.invalidated_at(view.key, self.tenant))
             for effect in self.coordinator.handle(refresh, now):
                 assert isinstance(effect, Fetch)
                 self._fetch(effect, view, peer, None, now)
@@ -413,7 +412,7 @@ class CacheStage:
 
     def _ask_again(self, visitor: Visitor) -> None:
         if visitor.asks < MAX_ASKS:
-            self._ask(visitor, self.clock(), may_join_late=not visitor.view.wants_new)
+            self._ask(visitor, self._flight_key(visitor.view), self.clock())
         else:
             self._go_alone(visitor, False, self.clock())
 
@@ -464,8 +463,7 @@ class CacheStage:
             return
         view = visitor.view
         if remembered:
-            key, secondary = self._fetch_key(view)
-            sink = self._watch_alone(view, visitor.client, self.flight_key(key, secondary, 0), now)
+            sink = self._watch_alone(view, visitor.client, self._flight_key(view), now)
         else:
             sink = PassThrough(visitor.client, lambda head: self.decorate(head, visitor.fwd))
         visitor.connect(self.next.open(view.head, visitor.peer, True, sink))
@@ -476,19 +474,25 @@ class CacheStage:
         """A response of a key that is not collapsed; when it turns out storable the next request is collapsed again."""
 
         def decorate(head: ResponseHead) -> ResponseHead:
-            now = self.clock()
-            verdict = decide_storable(
-                self.rule,
-                view.head,
-                self.request_directives(view),
-                head,
-                requested_at=requested_at,
-                received_at=now,
-                wall_s=self.wall_clock(),
-            )
-            if isinstance(verdict, Storable):
-                self.tell(FoundStorable(flight_key))
-            return self.decorate(head, b"fwd=uri-miss; detail=not-collapsible")
+            decorated = self._alone.get(head)
+            if decorated is None:
+                decorated = self.decorate(head, b"fwd=uri-miss; detail=not-collapsible")
+                now = self.clock()
+                verdict = decide_storable(
+                    self.rule,
+                    view.head,
+                    self.request_directives(view),
+                    head,
+                    requested_at=requested_at,
+                    received_at=now,
+                    wall_s=self.wall_clock(),
+                )
+                if isinstance(verdict, Storable):
+                    self.tell(FoundStorable(flight_key))
+                elif head.get(b"date") is not None:
+                    # What makes a head not storable stands in the head, so the same head is not storable again.
+                    self._alone.put(head, decorated)
+            return decorated
 
         return PassThrough(client, decorate)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from edgetun_core.http.message import ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, build_stored_body
@@ -28,6 +29,7 @@ MAX_VARIANTS: Final = 32
 _MEMORY: Final = 8192
 """How many keys' Vary and invalidations are remembered."""
 _NEVER: Final = float("-inf")
+_NOT_RENDERED: Final = ResponseHead(200, ())
 
 
 class Entry:
@@ -66,7 +68,7 @@ class Entry:
             + sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in response.fields)
             + sum(len(value) for value in secondary if value is not None)
         )
-        self.head_now = response.head(response.timing.received_at, "hit")
+        self.head_now = _NOT_RENDERED
         self.head_until = _NEVER
         """Until when `head_now` is right; also never beyond the end of freshness, so one comparison covers both."""
         self.asked_again_at = _NEVER
