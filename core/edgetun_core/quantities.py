@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 DURATION_PATTERN: Final = r"^([0-9]{1,7}(\.[0-9]{1,3})?(h|ms|m|s)){1,4}$"
-BYTES_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,3})?((k|K|M|G|T)i?)?B?$"
+BYTES_PATTERN: Final = r"^[0-9]{1,16}(\.[0-9]{1,3})?((k|K|M|G|T)i?)?B?$"
 RATE_PATTERN: Final = r"^[0-9]{1,9}(\.[0-9]{1,3})?/(s|m|h)$"
 
 MAX_DURATION_S: Final = 10 * 365 * 86400.0
@@ -33,7 +33,7 @@ _UNIT_BYTES: Final = {
 
 _duration = re.compile(DURATION_PATTERN, re.ASCII)
 _duration_part = re.compile(r"([0-9.]+)(h|ms|m|s)", re.ASCII)
-_bytes = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,3})?)((?:k|K|M|G|T)?i?)B?$", re.ASCII)
+_bytes = re.compile(r"^([0-9]{1,16}(?:\.[0-9]{1,3})?)((?:k|K|M|G|T)?i?)B?$", re.ASCII)
 _rate = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,3})?)/(s|m|h)$", re.ASCII)
 
 
@@ -47,9 +47,14 @@ def quoted(value: object) -> str:
         return str(value) if abs(value) < 1e18 else "a very large number"
     if not isinstance(value, str):
         return "a list" if isinstance(value, list | tuple) else "a mapping"
-    text = value if len(value) <= 60 else value[:57] + "..."
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text).replace('"', '\\"')
+    text = one_line(value).replace('"', '\\"')
     return f'"{text}"'
+
+
+def one_line(text: str, longest: int = 60) -> str:
+    """Text that people wrote, without what would break a message: line ends, control characters, great length."""
+    short = text if len(text) <= longest else text[: longest - 3] + "..."
+    return short if short.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in short)
 
 
 def parse_duration(value: object) -> float:

@@ -22,13 +22,15 @@ from edgetun_core.api.quantities import FROM_TEXT
 from edgetun_core.api.tunnel import Tunnel
 from edgetun_core.api.yaml_nodes import MAX_TEXT_BYTES, Node, YamlError, read_documents
 from edgetun_core.problem import Problem, Severity, sort_problems
-from edgetun_core.quantities import quoted
+from edgetun_core.quantities import one_line, quoted
 
 AnyResource = Tunnel | ExitPool
 
 KINDS: Final[dict[str, type[Tunnel | ExitPool]]] = {"Tunnel": Tunnel, "ExitPool": ExitPool}
 PLANNED_KINDS: Final = frozenset({"AgentToken", "Agent", "HostnameReservation"})
 MAX_FILES: Final = 10_000
+MAX_PROBLEMS: Final = 1_000
+"""What is kept of the problems of one set of files; nobody reads more."""
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
@@ -206,6 +208,10 @@ class _Reader:
     def _add(
         self, severity: Severity, field_path: str, reason: str, message: str, file: str, line: int, ref: str = ""
     ) -> None:
+        if len(self.problems) > MAX_PROBLEMS:
+            return
+        if len(self.problems) == MAX_PROBLEMS:
+            severity, field_path, reason, message = "error", "", "TooManyProblems", "and more; mend the others first"
         self.problems.append(Problem(severity, ref, field_path, reason, message, file, line))
 
 
@@ -230,9 +236,11 @@ def _ref_of(value: Mapping[str, Any]) -> str:
         return ""
     namespace = metadata.get("namespace", "default") if isinstance(metadata, dict) else "default"
     namespaced = KINDS[kind].namespaced if kind in KINDS else False
-    return f"{kind} {namespace}/{name}" if namespaced and isinstance(namespace, str) else f"{kind} {name}"
+    return one_line(
+        f"{kind} {namespace}/{name}" if namespaced and isinstance(namespace, str) else f"{kind} {name}", 400
+    )
 
 
 def _shortened(location: Location) -> Location:
-    """Names people wrote may be long; a message stays one line."""
-    return tuple(part if isinstance(part, int) or len(part) <= 64 else part[:61] + "..." for part in location)
+    """Names people wrote may hold anything; a message stays one line that a terminal can show."""
+    return tuple(part if isinstance(part, int) else one_line(part) for part in location)

@@ -18,6 +18,8 @@ from edgetun_core.quantities import quoted
 
 MAX_TEXT_BYTES: Final = 16 * 1024 * 1024
 MAX_DEPTH: Final = 40
+MAX_VALUES: Final = 1_000_000
+"""Values of one text; 10,000 tunnels with a dozen fields each are half of it."""
 MAX_ALIASED_VALUES: Final = 10_000
 """Values that aliases may stand for in one text, counted as often as they are repeated."""
 
@@ -92,9 +94,24 @@ def read_documents(data: bytes) -> Iterator[Node | YamlError]:
         return
     builder: _Builder | None = None
     refused: YamlError | None = None
-    aliased = 0
+    aliased = events = depth = 0
     try:
         for event in yaml.parse(text, Loader=_PARSER):
+            events += 1
+            if events > MAX_VALUES:
+                yield YamlError(
+                    f"holds more than {MAX_VALUES} values", _line(event), remedy="split it into several files"
+                )
+                return
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    # Also within a document that is refused already: libyaml's work grows with the square of the depth.
+                    what = f"nested more than {MAX_DEPTH} levels deep"
+                    yield YamlError(what, _line(event), remedy="a resource needs no more than ten")
+                    return
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
             if isinstance(event, yaml.DocumentStartEvent):
                 builder, refused = _Builder(aliased), None
             elif isinstance(event, yaml.DocumentEndEvent):
@@ -120,6 +137,10 @@ def read_documents(data: bytes) -> Iterator[Node | YamlError]:
         yield YamlError(f"not YAML: {what}", 1, remedy="remove characters that text does not hold")
 
 
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
 class _Builder:
     """Builds one document from its events."""
 
@@ -135,7 +156,7 @@ class _Builder:
         return self._root if self._root is not None else Node(None, 1)
 
     def take(self, event: Any) -> None:
-        line = event.start_mark.line + 1
+        line = _line(event)
         if isinstance(event, yaml.ScalarEvent):
             node = Node(_scalar(event, line), line)
             if event.anchor is not None:
