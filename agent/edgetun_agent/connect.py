@@ -116,6 +116,11 @@ class Agent:
         for slot in self._slots:
             slot.hurry.set()
 
+    def reopen(self, reason: str) -> None:
+        """Replaces every session by a new one, whose hello says what holds now; each old one ends when its exchanges have."""
+        for session in self._sessions:
+            session.leave(reason)
+
     async def drain(self, deadline_s: float) -> None:
         """Takes no new requests, lets those under way end within `deadline_s`, and closes."""
         self._is_stopping = True
@@ -222,8 +227,7 @@ class Agent:
             self._trouble = ""
             log.info("connected again")
         view = _view(session)
-        rtt = "" if view.rtt_s is None else f", {view.rtt_s * 1000:.0f} ms away"
-        log.info("connected to %s over %s%s", view.node, view.transport, rtt)
+        log.info("connected to %s over %s", view.node, view.transport)
         self._look_at_clock(session)
         assert session.runner is not None
         welcome = session.runner.welcome
@@ -349,7 +353,10 @@ class _Slot:
             agent.leave_when_done(session, LEAVE_WITHIN_S, "QUIC works again")
             return await self._hold(better)
         if not session.is_over:
-            log.info("%s is going away, connecting elsewhere", session.endpoint.host)
+            if session.leaving_for:
+                log.info("opening the session to %s anew: %s", session.endpoint.host, session.leaving_for)
+            else:
+                log.info("%s is going away, connecting elsewhere", session.endpoint.host)
             self.session_id = secrets.token_hex(16)
             return session
         if session.is_draining:
@@ -380,7 +387,7 @@ class _Slot:
             wait_s = max(0.1, udp.dead_until - monotonic()) if may_improve and udp.times else None
             try:
                 async with asyncio.timeout(wait_s):
-                    await session.until(lambda: session.is_over or session.is_draining)
+                    await session.until(lambda: session.is_over or session.is_draining or bool(session.leaving_for))
                 return None
             except TimeoutError:
                 pass

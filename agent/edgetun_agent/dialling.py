@@ -46,6 +46,8 @@ class AgentSession:
         self.opened_at = 0.0
         """Monotonic seconds; 0 before the welcome."""
         self.is_draining = False
+        self.leaving_for = ""
+        """Why the agent itself wants another session in its place."""
         self.is_over = False
         self.error: EdgetunError | None = None
         self.link_gone = asyncio.Event()
@@ -70,6 +72,11 @@ class AgentSession:
             self.is_over = True
             self.error = error
             self._tell()
+
+    def leave(self, reason: str) -> None:
+        """The agent wants another session in this one's place."""
+        self.leaving_for = reason
+        self._tell()
 
     def on_link_gone(self, runner: SessionRunner) -> None:
         """Everything that was to be said to the exit node has been."""

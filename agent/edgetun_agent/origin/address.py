@@ -74,3 +74,12 @@ def choose_authority(rule: OriginRule, address: OriginAddress) -> bytes | None:
     if rule.host_header == "origin":
         return address.authority
     return rule.host_header.encode("ascii", "strict")
+
+
+def read_origin(text: str) -> str:
+    """The url of what a person types for an origin: a port, HOST:PORT, or a URL. Raises `ConfigError`."""
+    if text.isascii() and text.isdigit():
+        text = f"localhost:{text}"
+    url = text if "://" in text else f"http://{text}"
+    parse_origin_url(url)
+    return url

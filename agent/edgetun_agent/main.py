@@ -1,0 +1,219 @@
+"""`edgetun-agent`: enrolls with the server that its token names, and stands before the local server. Only wires."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgetun_agent.connect import Agent
+from edgetun_agent.enroll import AdHocTunnel, CredentialKeeper, Enrollment, EnrollRequest, enroll, renew
+from edgetun_agent.identity import default_state_dir, read_agent_id
+from edgetun_agent.observe import RecentRequests
+from edgetun_agent.origin.address import read_origin
+from edgetun_agent.serve import Origins
+from edgetun_agent.settings import AgentSettings
+from edgetun_agent.tell import tell_requests
+from edgetun_core import __version__
+from edgetun_core.credentials import ClusterToken
+from edgetun_core.errors import ConfigError, EdgetunError, UpstreamUnreachable
+from edgetun_core.exits import ExitCode, exit_code_of
+from edgetun_core.logs import setup_logging
+from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop
+from edgetun_core.settings import load_settings
+from edgetun_core.snapshot import OriginRule, TunnelRule
+from edgetun_core.wire.hello import Hello
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+log = logging.getLogger("edgetun.agent")
+
+SOFTWARE = f"edgetun/{__version__}"
+
+
+def main() -> int:
+    """Runs until it is stopped; the exit code is one of `ExitCode`."""
+    started = time.monotonic()
+    try:
+        settings = load_settings(AgentSettings, sys.argv[1:], os.environ, prog="edgetun-agent")
+        setup_logging(json=settings.json, quiet=settings.quiet, level=settings.log_level)
+        return run_loop(_run(settings, started))
+    except EdgetunError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _run(settings: AgentSettings, started: float) -> int:
+    raise_open_files_limit()
+    token = ClusterToken.parse(settings.cluster_token)
+    request = build_request(settings, read_agent_id(settings.name, settings.state or default_state_dir()))
+    signals = StopSignals()
+    async with AsyncExitStack() as stack:
+        enrollment = await _unless_stopped(enroll(token, request), signals)
+        if enrollment is None:
+            return ExitCode.OK
+        recent = RecentRequests()
+        origins = Origins(build_tunnels(enrollment.tunnels, settings), recent=recent)
+        stack.push_async_callback(origins.close)
+        keeper = CredentialKeeper(
+            enrollment,
+            lambda: renew(token, request),
+            on_renewed=lambda renewed: _take(renewed, agent, origins, settings),
+            on_failed=lambda error: log.warning("the credential could not be renewed yet: %s", error),
+        )
+        agent = Agent(
+            endpoints=enrollment.endpoints,
+            trust=enrollment.trust,
+            hello=lambda session_id: Hello(
+                agent_id=request.agent_id,
+                session_id=session_id,
+                credential=keeper.current().credential,
+                services=origins.services,
+                software=SOFTWARE,
+            ),
+            handler=origins,
+            on_refused=lambda _: keeper.renew_soon(),
+            transport=settings.transport,
+            quic_engine=settings.engine,
+            sessions=settings.sessions,
+        )
+        stack.push_async_callback(agent.close)
+        agent.start()
+        if await _unless_stopped(_connected(agent, settings.connect_timeout_s), signals) is None:
+            return ExitCode.OK
+        for tunnel in enrollment.tunnels:
+            log.info("https://%s -> %s", tunnel.hostnames[0], _origin_of(tunnel, settings))
+        log.info("ready in %.2f s; Ctrl-C to stop", time.monotonic() - started)
+        _start_admin(settings, agent, origins, stack)
+        await _until_stopped(signals, keeper, recent)
+        log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
+        await agent.drain(settings.drain_s)
+    return ExitCode.OK
+
+
+def build_request(settings: AgentSettings, agent_id: str) -> EnrollRequest:
+    """What the agent asks control for: the tunnels named, or one of its own for `--origin`, or all that the token may serve."""
+    adhoc = None
+    if settings.host and (settings.tunnel or not settings.origin):
+        raise ConfigError(
+            "--host is for a tunnel made from --origin; a tunnel of the server has the hostnames of its manifest",
+            remedy="give --origin, and no --tunnel, or leave --host away",
+        )
+    if settings.origin and not settings.tunnel:
+        adhoc = AdHocTunnel(read_origin(settings.origin), settings.host, settings.host_header, settings.cache_s)
+    return EnrollRequest(agent_id, settings.tunnel, adhoc, SOFTWARE)
+
+
+def build_tunnels(tunnels: Iterable[TunnelRule], settings: AgentSettings) -> list[TunnelRule]:
+    """The rules as this machine follows them: `--origin` and what belongs to it win over what the manifests say."""
+    if not settings.origin:
+        return list(tunnels)
+    return [
+        msgspec.structs.replace(tunnel, origins=tuple(_own_origin(origin, settings) for origin in tunnel.origins))
+        for tunnel in tunnels
+    ]
+
+
+def _own_origin(origin: OriginRule, settings: AgentSettings) -> OriginRule:
+    return msgspec.structs.replace(
+        origin,
+        url=read_origin(settings.origin),
+        host_header=settings.host_header,
+        tls_verify=not settings.origin_insecure,
+        tls_ca_file=settings.origin_ca,
+    )
+
+
+def _origin_of(tunnel: TunnelRule, settings: AgentSettings) -> str:
+    return read_origin(settings.origin) if settings.origin else tunnel.origins[0].url
+
+
+def _take(renewed: Enrollment, agent: Agent, origins: Origins, settings: AgentSettings) -> None:
+    before = set(origins.services)
+    origins.update(build_tunnels(renewed.tunnels, settings))
+    agent.update(renewed.endpoints, renewed.trust)
+    if set(origins.services) != before:
+        log.info("the tunnels to serve have changed: %s", ", ".join(origins.services) or "none")
+        agent.reopen("the tunnels to serve have changed")
+    agent.retry_now()
+
+
+async def _connected(agent: Agent, timeout_s: float) -> bool:
+    try:
+        await agent.connected(timeout_s)
+    except TimeoutError:
+        raise agent.last_error or UpstreamUnreachable(
+            f"no exit node could be reached within {timeout_s:g} s", remedy="check the network and its firewalls"
+        ) from None
+    return True
+
+
+async def _unless_stopped(work: Any, signals: StopSignals) -> Any:
+    """The result of the work, or None when a signal came first."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(signals.wait())
+    await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.wait((task,))
+    return None
+
+
+async def _until_stopped(signals: StopSignals, keeper: CredentialKeeper, recent: RecentRequests) -> None:
+    stopping = asyncio.create_task(signals.wait(), name="stop signal")
+    others = (
+        asyncio.create_task(keeper.run(), name="renew the credential"),
+        asyncio.create_task(tell_requests(recent), name="tell requests"),
+    )
+    try:
+        await asyncio.wait((stopping, *others), return_when=asyncio.FIRST_COMPLETED)
+        for task in others:
+            if task.done():
+                task.result()  # none of them has an end of its own
+    finally:
+        for task in (stopping, *others):
+            task.cancel()
+        await asyncio.wait((stopping, *others))
+
+
+def _start_admin(settings: AgentSettings, agent: Agent, origins: Origins, stack: AsyncExitStack) -> None:
+    if not settings.metrics:
+        return
+    from edgetun_core.admin import start_admin
+
+    def collect() -> Iterable[Metric]:
+        from edgetun_agent.metrics import collect_agent
+
+        return collect_agent(agent, origins)
+
+    host, port = parse_host_port(settings.metrics, "--metrics")
+    admin = start_admin(host, port, collect, lambda: readiness(agent))
+    stack.callback(admin.close)
+    log.info("metrics at http://%s:%d/metrics", host, admin.port)
+
+
+def readiness(agent: Agent) -> tuple[bool, dict[str, Any]]:
+    """Whether a session takes requests, and what stands in the way."""
+    sessions = agent.sessions
+    error = agent.last_error
+    details: dict[str, Any] = {"sessions": len(sessions), "serving": sum(not view.is_draining for view in sessions)}
+    if error is not None:
+        details["last_error"] = str(error)
+    return agent.is_connected, details
+
+
+if __name__ == "__main__":
+    sys.exit(main())

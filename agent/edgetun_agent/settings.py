@@ -1,0 +1,47 @@
+"""Settings of `edgetun-agent`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from edgetun_core.settings import REQUIRED, setting
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Connects a local server to the exit nodes of an edgetun server. Exit codes: 0 stopped in good order, 1 failure,
+    2 a flag or setting is wrong, 3 the token or a name was refused, 4 the server or every exit node is out of reach.
+    """
+
+    section: ClassVar[str] = "agent"
+
+    cluster_token: str = setting(REQUIRED, "Token from `edgetun token create`.", secret=True)
+    origin: str = setting(
+        "",
+        "The local server: a port (3000), HOST:PORT, a URL, or unix:///path.sock. With --tunnel it replaces that tunnel's own.",
+    )
+    host: str = setting("", "Public name to ask for: one label, or a full hostname. Default: a generated one.")
+    tunnel: tuple[str, ...] = setting(
+        (),
+        "Tunnel to serve, NAMESPACE/NAME or a pattern (team-a/*). Default: all that the token may.",
+        metavar="NS/NAME",
+    )
+    host_header: str = setting("preserve", "Host sent to --origin: preserve, origin, or a name.")
+    origin_insecure: bool = setting(False, "Do not verify an https --origin's certificate.")
+    origin_ca: str = setting("", "CA file (PEM) to verify an https --origin with.", metavar="FILE")
+    cache_s: float = setting(
+        0.0, "Let the exit node keep storable answers of --origin for this long (e.g. 1s).", minimum=0
+    )
+    transport: Literal["auto", "quic", "tls"] = setting("auto", "Transport of sessions; auto tries QUIC first.")
+    engine: Literal["qh3", "aioquic"] = setting("qh3", "QUIC implementation.")
+    sessions: int = setting(2, "Sessions to keep open, to different exit nodes where there are.", minimum=1, maximum=16)
+    name: str = setting("", "This agent's lasting name. Default: one made once and kept in the state folder.")
+    state: Path | None = setting(None, "Folder for the agent's name. Default: ~/.local/share/edgetun.")
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    connect_timeout_s: float = setting(30.0, "How long the first connection may take before the agent gives up.")
+    drain_s: float = setting(30.0, "How long requests in flight may take to end after Ctrl-C.", minimum=0)
+    json: bool = setting(False, "Log as JSON lines.")
+    quiet: bool = setting(False, "Log warnings and errors only.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Lowest level to log.")
