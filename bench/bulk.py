@@ -145,6 +145,8 @@ def main() -> None:
         megabytes_per_second(upload, running, size // 8, 1)
         row.add(slow=growth_of_slow_reader(running, 1000 * MB, arguments.seconds))
         before = running.rss_bytes()
+        for process in running.servers:
+            process.forget_peak()
         whole = 4 * size
         megabytes_per_second(download, running, whole, 1)
         megabytes_per_second(upload, running, whole, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -93,6 +94,7 @@ def main() -> None:
 
     def one(running: Running, row: Row) -> None:
         port = origin_port(running)
+        time.sleep(1.5)  # what was cached when the subject was asked whether it is ready has gone stale by now
         before = stats(port)["requests"]  # the subject's start asked too, to see that it was ready
         with cpu_of(running) as spent:
             result = edgetun_load(
