@@ -7,12 +7,14 @@ to that certificate's context, so a reload neither cuts a connection nor spoils 
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgetun_core.errors import ConfigError
 from edgetun_core.memo import Memo
@@ -25,6 +27,37 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[
 _DEVELOPMENT_NAMES: Final = ("localhost", "*.localhost", "127.0.0.1", "::1")
 _REMAKE_AFTER_S: Final = 12 * 3600.0
 _SNI: Final = "edgetun_sni"
+
+
+handshaking: ContextVar[socket.socket | None] = ContextVar("handshaking", default=None)
+"""The socket of the connection whose handshake runs in this context; set by the TLS front."""
+
+
+class _AlertingSSLObject(ssl.SSLObject):
+    """Sends the alert of a failed handshake: both event loops drop the connection with the alert still in memory."""
+
+    _outgoing: ssl.MemoryBIO | None = None
+
+    @classmethod
+    def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        created: ssl.SSLObject = super()._create(incoming, outgoing, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(created, _AlertingSSLObject):
+            created._outgoing = outgoing
+        return created
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            sock = handshaking.get()
+            if sock is not None and self._outgoing is not None:
+                try:
+                    sock.send(self._outgoing.read())
+                except OSError:
+                    pass  # it was a courtesy
+            raise
 
 
 class NameSet:
@@ -94,6 +127,7 @@ class CertificateStore:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(ALPN_PROTOCOLS)
         self.context.sni_callback = self._on_client_hello
+        self.context.sslobject_class = _AlertingSSLObject
 
     @classmethod
     def build(
@@ -123,7 +157,7 @@ class CertificateStore:
                 self._load(pair)
             except ConfigError as error:
                 # A pair that is being replaced is inconsistent for a moment; it is tried again when it changes again.
-                problems.append(f"keeping the old certificate: {error}")
+                problems.append(f"{error}; until then the old certificate stays")
         self._index()
         return problems
 
@@ -134,8 +168,16 @@ class CertificateStore:
 
     def _load(self, pair: _FilePair) -> None:
         pair.stamp = _stamp(pair)
-        identity = ServerIdentity.from_files(pair.cert_file, pair.key_file)
-        pair.certificate = _Certificate(identity, _names_of(identity.cert_pem))
+        try:
+            identity = ServerIdentity.from_files(pair.cert_file, pair.key_file)
+            names = _names_of(identity.cert_pem)
+        except (ConfigError, ValueError) as error:
+            message = error.message if isinstance(error, ConfigError) else "its names cannot be read"
+            raise ConfigError(
+                f"{pair.cert_file} with {pair.key_file}: {message}",
+                remedy="give a PEM certificate chain and the unencrypted PEM key that belongs to it",
+            ) from error
+        pair.certificate = _Certificate(identity, names)
 
     def _index(self) -> None:
         self._exact = {}

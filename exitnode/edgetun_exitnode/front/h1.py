@@ -86,18 +86,6 @@ class H1Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         self.front.connected(self)
 
-    def wait_for_transport(self) -> None:
-        """Holds what comes before the transport is known (a TLS handshake may carry the first request along)."""
-        self.write_paused = True
-        self.read_paused = _BY_WRITING
-
-    def transport_is_there(self) -> None:
-        """Undoes `wait_for_transport`, when `transport` and `peer` are set."""
-        self.write_paused = False
-        self.read_paused = 0
-        if self.held is not None:
-            self.front.pump_later(self)
-
     def data_received(self, data: bytes) -> None:
         front = self.front
         front.counters.bytes_in += len(data)

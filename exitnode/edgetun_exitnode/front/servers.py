@@ -22,7 +22,7 @@ from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.listening import bind_sockets
 
-_BACKLOG: Final = 4096
+BACKLOG: Final = 4096
 _REFUSED_AT_ONCE: Final = 512
 """Refused connections that are read out politely at one time; beyond it they are dropped without a word."""
 _EVICTED_TOGETHER: Final = 256
@@ -73,10 +73,13 @@ class Front:
         """Begins to accept."""
         self._tick()
         for sock in self._sockets:
-            self._servers.append(await self._loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG))
+            server = await self._loop.create_server(lambda: H1Connection(self), sock=sock, backlog=BACKLOG)
+            self._servers.append(server)
 
-    def _protocol(self) -> asyncio.Protocol:
-        return H1Connection(self)
+    def stop_accepting(self) -> None:
+        """Closes the listening sockets; what is connected stays."""
+        for server in self._servers:
+            server.close()
 
     def approves(self, peer: Peer, authority: bytes) -> bool:
         """Whether a request for this authority may come on the peer's connection."""
@@ -105,10 +108,7 @@ class Front:
         self.connections.add(connection)
         self.counters.connections_open += 1
         self.counters.connections_total += 1
-        if self.limits.max_connections_per_address:
-            key = address_key(connection.peer.address)
-            if key is not None:
-                self._by_address[key] = self._by_address.get(key, 0) + 1
+        self.count_address(connection.peer.address)
 
     def disconnected(self, connection: H1Connection) -> None:
         """The connection is gone."""
@@ -116,17 +116,27 @@ class Front:
             return
         self.connections.discard(connection)
         self.counters.connections_open -= 1
-        key = address_key(connection.peer.address) if self._by_address else None
+        self.uncount_address(connection.peer.address)
+        self._notice_empty()
+
+    def count_address(self, address: str) -> None:
+        """One more connection or handshake from this address."""
+        key = address_key(address) if self.limits.max_connections_per_address else None
+        if key is not None:
+            self._by_address[key] = self._by_address.get(key, 0) + 1
+
+    def uncount_address(self, address: str) -> None:
+        """One fewer."""
+        key = address_key(address) if self._by_address else None
         if key is not None:
             left = self._by_address.get(key, 0) - 1
             if left > 0:
                 self._by_address[key] = left
             else:
                 self._by_address.pop(key, None)
-        self._notice_empty()
 
     def admits(self, address: str, others: int) -> bool:
-        """Whether one more connection from this address may stay beside `others`; puts an idle one out when full."""
+        """Whether a connection from this address, already counted, may stay beside `others`; makes room when full."""
         bound = self.limits.max_connections_per_address
         if bound and self._by_address:
             key = address_key(address)
@@ -206,8 +216,7 @@ class Front:
         What is left after `deadline_s` is dropped.
         """
         self.draining = True
-        for server in self._servers:
-            server.close()
+        self.stop_accepting()
         for connection in tuple(self.connections):
             connection.close_if_idle()
         await self._wait_empty(deadline_s)
@@ -217,8 +226,7 @@ class Front:
     def close(self) -> None:
         """Stops accepting and drops every connection at once."""
         self.draining = True
-        for server in self._servers:
-            server.close()
+        self.stop_accepting()
         for connection in tuple(self.connections):
             connection.give_up("the edge went away")
         if self._sweep is not None:

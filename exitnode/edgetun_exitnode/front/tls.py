@@ -1,26 +1,31 @@
 """The TLS front: handshakes under our own count and deadline, then HTTP/1.1 as on the plain front.
 
-The connection is accepted in the clear and turned into TLS by `start_tls`, so that an unfinished handshake takes a counted place
-and can be dropped. That is the one task a visitor's connection costs, and it ends with the handshake.
+Connections are accepted here and not by the loop's server, which says nothing of a handshake under way: so each takes a counted
+place from its first packet and can be dropped. That is the one task a visitor's connection costs, and it ends with the
+handshake.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
 
 from edgetun_core.http.message import Peer
-from edgetun_exitnode.front.certificates import CertificateStore, sni_of
+from edgetun_exitnode.front.certificates import CertificateStore, handshaking, sni_of
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.h1 import H1Connection
-from edgetun_exitnode.front.servers import Front, peer_of
+from edgetun_exitnode.front.servers import BACKLOG, Front, normalise_address, peer_of
 
 _log = logging.getLogger(__name__)
 
 _RELOAD_EVERY_S = 5.0
 _SHUTDOWN_S = 30.0
+_ACCEPTED_AT_ONCE = 64
+"""Connections taken in one go before the loop gets a turn."""
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class TlsFront(Front):
@@ -33,11 +38,82 @@ class TlsFront(Front):
     def __init__(self, context: FrontContext, sockets: list[socket.socket], certificates: CertificateStore) -> None:
         super().__init__(context, sockets)
         self._certificates = certificates
-        self._handshakes: dict[asyncio.Transport, asyncio.Task[None]] = {}
+        self._handshakes: dict[asyncio.Task[None], str] = {}
         self._reload_at = self.now + _RELOAD_EVERY_S
+        self._resting: set[socket.socket] = set()
 
-    def _protocol(self) -> asyncio.Protocol:
-        return _Accepted(self)
+    async def start(self) -> None:
+        self._tick()
+        for sock in self._sockets:
+            sock.listen(BACKLOG)
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def stop_accepting(self) -> None:
+        self._resting.clear()
+        for sock in self._sockets:
+            if sock.fileno() >= 0:
+                self._loop.remove_reader(sock)
+                sock.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                # Asking again at once would only spin; the sweep takes it up again.
+                self._loop.remove_reader(listening)
+                self._resting.add(listening)
+                _log.warning("cannot accept visitors: %s; raise the limit of open files", error.strerror)
+                return
+            sock.setblocking(False)
+            self._admit(sock, normalise_address(address[0]))
+
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        self.count_address(address)
+        if not self.admits(address, len(self.connections) + len(self._handshakes)):
+            self.uncount_address(address)
+            self.counters.connections_refused += 1
+            sock.close()
+            return
+        task = self._loop.create_task(self._shake_hands(sock))
+        self._handshakes[task] = address
+        task.add_done_callback(self._handshake_over)
+
+    def _handshake_over(self, task: asyncio.Task[None]) -> None:
+        address = self._handshakes.pop(task, None)
+        if address is not None:
+            self.uncount_address(address)
+        self._notice_empty()
+
+    async def _shake_hands(self, sock: socket.socket) -> None:
+        self.counters.tls_handshakes += 1
+        handshaking.set(sock)
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: H1Connection(self),
+                sock,
+                ssl=self._certificates.context,
+                ssl_handshake_timeout=self.limits.tls_handshake_s,
+                ssl_shutdown_timeout=_SHUTDOWN_S,
+            )
+        except OSError as error:  # also every ssl.SSLError, TimeoutError and ConnectionError
+            self.counters.tls_handshake_failures += 1
+            _log.debug("a TLS handshake failed: %s", error)
+        except BaseException:
+            sock.close()
+            raise
+
+    def connected(self, connection: H1Connection) -> None:
+        """The handshake is done; the connection was admitted before it."""
+        transport = connection.transport
+        address, port = peer_of(transport)
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        connection.peer = Peer(address, port, b"https", b"1.1", sni_of(tls), self.local_of(transport))
+        self.register(connection)
 
     def approves(self, peer: Peer, authority: bytes) -> bool:
         """RFC 9110 §7.4: a host other than the one the connection was made for only if one certificate vouches for both."""
@@ -50,60 +126,24 @@ class TlsFront(Front):
         host = host.rstrip(".")
         return host == sni or self._certificates.covers_both(sni, host)
 
-    def accepted(self, transport: asyncio.Transport) -> None:
-        """A TCP connection came; starts the handshake if there is room."""
-        if self.draining or not self.admits(peer_of(transport)[0], len(self.connections) + len(self._handshakes)):
-            self.counters.connections_refused += 1
-            transport.abort()
-            return
-        transport.pause_reading()
-        self._handshakes[transport] = self._loop.create_task(self._shake_hands(transport))
-
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        connection = H1Connection(self)
-        connection.wait_for_transport()
-        self.counters.tls_handshakes += 1
-        try:
-            secured = await self._loop.start_tls(
-                transport,
-                connection,
-                self._certificates.context,
-                server_side=True,
-                ssl_handshake_timeout=self.limits.tls_handshake_s,
-                ssl_shutdown_timeout=_SHUTDOWN_S,
-            )
-        except (OSError, ssl.SSLError) as error:
-            self.counters.tls_handshake_failures += 1
-            _log.debug("TLS handshake failed: %s", error)
-            transport.abort()
-            return
-        finally:
-            self._handshakes.pop(transport, None)
-            self._notice_empty()
-        if secured is None or secured.is_closing() or connection.closing:
-            return
-        address, port = peer_of(transport)
-        sni = sni_of(secured.get_extra_info("ssl_object"))
-        connection.transport = secured
-        connection.peer = Peer(address, port, b"https", b"1.1", sni, self.local_of(transport))
-        self.register(connection)
-        connection.transport_is_there()
-
     def _is_empty(self) -> bool:
         return not self.connections and not self._handshakes
 
     def _make_room(self) -> bool:
         # A handshake under way is the cheapest thing to lose, and the first thing that a flood leaves behind.
         if len(self._handshakes) * 2 > self.limits.max_connections:
-            oldest, task = next(iter(self._handshakes.items()))
-            task.cancel()
-            oldest.abort()
+            oldest = next(iter(self._handshakes))
+            self.uncount_address(self._handshakes.pop(oldest))
+            oldest.cancel()
             self.counters.connections_evicted += 1
             return True
         return super()._make_room()
 
     def _tick(self) -> None:
         super()._tick()
+        for listening in self._resting:
+            self._loop.add_reader(listening, self._accept, listening)
+        self._resting.clear()
         if self.now >= self._reload_at:
             self._reload_at = self.now + _RELOAD_EVERY_S
             for problem in self._certificates.reload_changed():
@@ -111,19 +151,5 @@ class TlsFront(Front):
 
     def close(self) -> None:
         super().close()
-        for transport, task in tuple(self._handshakes.items()):
+        for task in self._handshakes:
             task.cancel()
-            transport.abort()
-        self._handshakes.clear()
-
-
-class _Accepted(asyncio.Protocol):
-    """Stands in for the protocol until the handshake is over."""
-
-    __slots__ = ("_front",)
-
-    def __init__(self, front: TlsFront) -> None:
-        self._front = front
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._front.accepted(transport)  # type: ignore[arg-type]
