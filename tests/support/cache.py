@@ -298,6 +298,7 @@ class Bench:
     def send(self, head: RequestHead, end: bool = True, guest: Guest | None = None) -> Guest:
         guest = guest or Guest()
         guest.sink = self.stage.open(head, PEER, end, guest)
+        self.time.advance(0)
         return guest
 
     def check_nothing_left(self) -> None:

@@ -11,11 +11,12 @@ from typing import Final
 from edgetun_core.errors import EdgetunError
 from edgetun_core.http.exchange import ResponseSink
 from edgetun_core.http.message import Fields
+from edgetun_exitnode.cache.scheduling import Scheduler
 
 CHUNK_OVERHEAD_BYTES: Final = 64
 """What a chunk costs beside its bytes: the object's head and its place in the list."""
 ONE_PIECE_BYTES: Final = 64 * 1024
-"""Bodies up to this size are stored as one `bytes` and pushed whole; larger ones in pieces of about this size."""
+"""Bodies up to this size are stored as one `bytes` and pushed whole; larger ones in pieces of at most this size."""
 
 
 class Body:
@@ -52,7 +53,7 @@ class Body:
 
 
 def build_pieces(chunks: list[bytes]) -> list[bytes]:
-    """The same bytes in pieces of about `ONE_PIECE_BYTES`: small chunks joined, large ones left as they are."""
+    """The same bytes in pieces of at most `ONE_PIECE_BYTES`: small chunks joined, larger ones cut."""
     pieces: list[bytes] = []
     pending: list[bytes] = []
     size = 0
@@ -60,6 +61,9 @@ def build_pieces(chunks: list[bytes]) -> list[bytes]:
         if pending and size + len(chunk) > ONE_PIECE_BYTES:
             pieces.append(b"".join(pending))
             pending, size = [], 0
+        if len(chunk) > ONE_PIECE_BYTES:
+            pieces.extend(chunk[at : at + ONE_PIECE_BYTES] for at in range(0, len(chunk), ONE_PIECE_BYTES))
+            continue
         pending.append(chunk)
         size += len(chunk)
     if pending:
@@ -86,6 +90,7 @@ class Reader:
         "_body",
         "_client",
         "_is_pumping",
+        "_is_starting",
         "is_over",
         "is_paused",
         "limit",
@@ -108,6 +113,7 @@ class Reader:
         self._body = body
         self._client = client
         self._is_pumping = False
+        self._is_starting = False
         self.is_over = False
         self.is_paused = is_paused
         self.skip = skip
@@ -123,6 +129,8 @@ class Reader:
         self._is_pumping = True
         body = self._body
         while not self.is_paused and not self.is_over:
+            if self._is_starting and self.next > body.first:
+                break
             index = self.next - body.first
             if index < len(body.chunks):
                 chunk = body.chunks[index]
@@ -144,6 +152,16 @@ class Reader:
             else:
                 break
         self._is_pumping = False
+
+    def start(self, scheduler: Scheduler) -> None:
+        """Pushes the first chunk now and the rest in the next tick: within `Handler.open` the client has no way to pause yet."""
+        body = self._body
+        if body.chunks:
+            self._is_starting = True
+            self.pump()
+            self._is_starting = False
+        if not self.is_over and (body.is_complete or self.next < body.first + len(body.chunks)):
+            scheduler.call_later(0.0, self.pump)
 
     def _finish(self) -> None:
         self.is_over = True

@@ -52,6 +52,7 @@ class Visitor:
         "client",
         "flight",
         "fwd",
+        "is_opening",
         "is_over",
         "is_paused",
         "peer",
@@ -73,6 +74,8 @@ class Visitor:
         """The exchange of who goes alone."""
         self.is_paused = False
         self.is_over = False
+        self.is_opening = True
+        """`Handler.open` has not returned yet."""
         self.asks = 0
 
     def send_data(self, data: bytes, end: bool) -> None:
@@ -262,6 +265,10 @@ class Flight:
             if upstream is not None:  # otherwise `fetch` does it when `open` returns
                 upstream.reset(Cancelled("a stored response answers instead"))
             stage.tell(FailedBeforeHead(self.id, stale_allowed=True))
+            stage.forget(self)
+            return
+        if end and not self.view.is_head and (head.get(b"content-length") or b"0").strip(b"0") and head.status != 304:
+            self.on_reset(UpstreamBroken("the origin sent less than its Content-Length"))
             return
         self.origin_head = head
         self.is_ended_at_head = end
@@ -380,7 +387,10 @@ class Flight:
         visitor.reader = reader
         self.readers[visitor] = reader
         visitor.client.on_head(head, False)
-        reader.pump()
+        if visitor.is_opening:
+            reader.start(stage.scheduler)
+        else:
+            reader.pump()
 
     def on_data(self, data: bytes, end: bool) -> None:
         alone = self.alone
@@ -556,6 +566,10 @@ class Flight:
     def _forget_read(self) -> None:
         if self.readers:
             self.body.drop_before(min(reader.next for reader in self.readers.values()))
+            excess = self.reserved_bytes - self.body.size_bytes
+            if excess > 0:
+                self.reserved_bytes -= excess
+                self.stage.store.release(self.stage.tenant, excess)
 
     def _cancel_patience(self) -> None:
         if self.patience_timer is not None:

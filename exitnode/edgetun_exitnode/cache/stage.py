@@ -180,6 +180,7 @@ class CacheStage:
             return self.next.open(head, peer, True, self._watch_alone(view, client, flight_key, now))
         visitor = Visitor(self, view, peer, client, fwd)
         self._ask(visitor, flight_key, now)
+        visitor.is_opening = False
         return CLOSED if visitor.is_over else visitor
 
     def _ask(self, visitor: Visitor, flight_key: FlightKey, now: float) -> None:
@@ -296,7 +297,10 @@ class CacheStage:
             visitor.is_over = False
             visitor.reader = reader
         client.on_head(head, False)
-        reader.pump()
+        if visitor is None or visitor.is_opening:
+            reader.start(self.scheduler)
+        else:
+            reader.pump()
         return None if reader.is_over else reader
 
     # -- told by flights ------------------------------------------------------------------------------------------------
@@ -465,7 +469,8 @@ class CacheStage:
         if remembered:
             sink = self._watch_alone(view, visitor.client, self._flight_key(view), now)
         else:
-            sink = PassThrough(visitor.client, lambda head: self.decorate(head, visitor.fwd))
+            fwd = visitor.fwd  # not the visitor: who holds the exchange would be held by it
+            sink = PassThrough(visitor.client, lambda head: self.decorate(head, fwd))
         visitor.connect(self.next.open(view.head, visitor.peer, True, sink))
 
     def _watch_alone(

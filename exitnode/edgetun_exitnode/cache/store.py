@@ -154,7 +154,7 @@ class _Shelf:
         useless: list[Entry] = []
         for _ in range(2):
             entry = self.broom or self.oldest
-            if entry is None:
+            if entry is None or entry in useless:
                 break
             self.broom = entry.newer
             if entry.response.timing.useful_until <= now:
