@@ -28,6 +28,7 @@ from edgetun_core.enrollment import (
     EnrollRequest,
     EnrollResponse,
     RefusalBody,
+    VisitorAddress,
 )
 from edgetun_core.errors import AuthError, EdgetunError, ProtocolError
 from edgetun_core.pki import Trust, ca_with_fingerprint, certificates_der
@@ -82,6 +83,7 @@ class Enrollment:
     expires_in_s: float
     server_time_skew_s: float
     control_url: str
+    visitors: VisitorAddress = VisitorAddress()
 
     def __repr__(self) -> str:
         tunnels = [tunnel.id for tunnel in self.tunnels]
@@ -170,6 +172,7 @@ async def _ask_one(
         expires_in_s=response.expires_in_s,
         server_time_skew_s=(sent + received) / 2 - response.server_time,
         control_url=url,
+        visitors=response.visitors,
     )
 
 

@@ -93,7 +93,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
         if await _unless_stopped(_connected(agent, settings.connect_timeout_s), signals) is None:
             return ExitCode.OK
         for tunnel in enrollment.tunnels:
-            log.info("https://%s -> %s", tunnel.hostnames[0], _origin_of(tunnel, settings))
+            log.info("%s -> %s", enrollment.visitors.url(tunnel.hostnames[0]), _origin_of(tunnel, settings))
         log.info("ready in %.2f s; Ctrl-C to stop", time.monotonic() - started)
         _start_admin(settings, agent, origins, stack)
         await _until_stopped(signals, keeper, recent)

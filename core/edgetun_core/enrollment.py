@@ -53,6 +53,18 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     node: str = ""
 
 
+class VisitorAddress(Struct, frozen=True, omit_defaults=True):
+    """How visitors reach the exit nodes, so that people can be told whole URLs."""
+
+    scheme: str = "https"
+    port: int = 443
+
+    def url(self, hostname: str) -> str:
+        """The URL of a hostname."""
+        usual = {"http": 80, "https": 443}.get(self.scheme)
+        return f"{self.scheme}://{hostname}" + ("" if self.port == usual else f":{self.port}")
+
+
 class EnrollResponse(Struct, frozen=True, omit_defaults=True):
     """What control answers with. `tunnels` are the rules of the tunnels that the credential is good for.
 
@@ -66,6 +78,7 @@ class EnrollResponse(Struct, frozen=True, omit_defaults=True):
     expires_in_s: float
     server_time: float
     exit_ca_pem: str = ""
+    visitors: VisitorAddress = VisitorAddress()
 
 
 class RefusalBody(Struct, frozen=True):

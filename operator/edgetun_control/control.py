@@ -13,7 +13,7 @@ from edgetun_control.publish import Publisher
 from edgetun_control.registry import Ground, Refused, decide_registration, name_taken
 from edgetun_control.store import Store, decide_signing_key
 from edgetun_core.credentials import CREDENTIAL_LIFETIME_S, ClusterToken, TokenRecord, TokenUnreadable
-from edgetun_core.enrollment import EnrollRequest, EnrollResponse
+from edgetun_core.enrollment import EnrollRequest, EnrollResponse, VisitorAddress
 from edgetun_core.errors import ConfigError, LimitExceeded
 
 MOST_NAMES_PER_TOKEN: Final = 100
@@ -48,6 +48,8 @@ class Control:
         self._store = store
         self._publisher = publisher
         self._placement = placement
+        self.visitors = VisitorAddress()
+        """How visitors reach the exit nodes; whoever opens the fronts sets it."""
         self._attempts = FailedAttempts()
 
     async def enroll(self, token_text: str, request: EnrollRequest, address: str) -> EnrollResponse | Refused:
@@ -142,4 +144,5 @@ class Control:
             renew_after_s=lifetime_s / 2,
             expires_in_s=lifetime_s,
             server_time=self.clock(),
+            visitors=self.visitors,
         )

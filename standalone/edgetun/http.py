@@ -6,8 +6,9 @@ from pathlib import Path
 
 from edgetun.foreground import foreground
 from edgetun.local_edge import LocalEdge
-from edgetun.quick import quick_snapshot, read_hostname, read_origin
+from edgetun.quick import quick_snapshot, read_hostname
 from edgetun.settings import HttpSettings, default_state_dir
+from edgetun_agent.origin.address import read_origin
 from edgetun_core.exits import ExitCode
 from edgetun_core.process import run_loop
 from edgetun_core.snapshot import OriginRule

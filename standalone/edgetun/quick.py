@@ -8,34 +8,6 @@ from edgetun_core.errors import ConfigError
 from edgetun_core.snapshot import CacheRule, CollapseRule, OriginRule, RouteRule, Snapshot, TunnelRule
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
-_URL = re.compile(r"(https?)://(\[[0-9a-fA-F:.]+\]|[^\s/:?#@\[\]]+)(?::(\d{1,5}))?(/[^\s?#]*)?\Z")
-_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:?#@\[\]]+):(\d{1,5})\Z")
-
-
-def read_origin(text: str) -> str:
-    """The url of an origin: from a port, HOST:PORT, a URL or `unix:///path`. Raises ConfigError."""
-    if text.isdecimal() and text.isascii():
-        return f"http://localhost:{_port(text, text)}"
-    if text.startswith("unix:///") and len(text) > len("unix:///"):
-        return text
-    if match := _HOST_PORT.match(text):
-        return f"http://{match[1]}:{_port(match[2], text)}"
-    match = _URL.match(text)
-    if match is None:
-        raise ConfigError(
-            f'origin "{text}" is not a port, HOST:PORT or a URL',
-            remedy="write 3000, localhost:3000, http://localhost:3000 or unix:///run/app.sock",
-        )
-    if match[3]:
-        _port(match[3], text)
-    return text.rstrip("/")
-
-
-def _port(digits: str, text: str) -> int:
-    port = int(digits)
-    if not 0 < port < 65536:
-        raise ConfigError(f'origin "{text}": {port} is not a port', remedy="ports are 1 to 65535")
-    return port
 
 
 def read_hostname(text: str, folder: str, domain: str = "localhost") -> str:

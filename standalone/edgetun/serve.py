@@ -12,7 +12,7 @@ from edgetun.settings import ServeSettings, default_state_dir
 from edgetun.tokens import ServerFacts, remember_server
 from edgetun_control.control import ControlSettings
 from edgetun_control.folder_control import FolderControl
-from edgetun_core.enrollment import Endpoint
+from edgetun_core.enrollment import Endpoint, VisitorAddress
 from edgetun_core.exits import ExitCode
 from edgetun_core.pki import DevelopmentCA
 from edgetun_core.process import run_loop
@@ -50,6 +50,7 @@ async def _run(settings: ServeSettings) -> int:
                 quic_engine=settings.quic_engine,
                 other_protocols={"http/1.1": control.make_protocol, "": control.make_protocol},
             )
+            control.control.visitors = _visitors(node)
             control.placement.endpoints = (Endpoint(public_host, tls_port, quic_port, node=node.name),)
             control_url = f"https://{_bracketed(public_host)}:{tls_port}"
             remember_server(state, ServerFacts((control_url,), domain))
@@ -79,17 +80,19 @@ async def _listen_for_visitors(node: ExitNode, settings: ServeSettings, ca: Deve
             log.warning("no --certificate is given: browsers will warn of the development CA %s", ca.certificate_file)
 
 
-def _urls(node: ExitNode) -> list[tuple[str, str]]:
+def _visitors(node: ExitNode) -> VisitorAddress:
+    """How visitors reach this node: over TLS where it serves that."""
     fronts = {front.scheme.decode(): front.port for front in node.fronts}
     scheme = "https" if "https" in fronts else "http"
-    if scheme not in fronts:
-        return []
-    port = "" if fronts[scheme] == {"http": 80, "https": 443}[scheme] else f":{fronts[scheme]}"
+    return VisitorAddress(scheme, fronts.get(scheme, 0))
+
+
+def _urls(node: ExitNode) -> list[tuple[str, str]]:
+    visitors = _visitors(node)
     return [
-        (f"{scheme}://{hostname}{port}", rule.origins[0].url)
+        (visitors.url(hostname), plan.rule.origins[0].url)
         for plan in node.router.table.plans.values()
-        for rule in [plan.rule]
-        for hostname in rule.hostnames
+        for hostname in plan.rule.hostnames
     ]
 
 
