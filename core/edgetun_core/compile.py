@@ -189,7 +189,7 @@ def _covers(domains: Sequence[str], hostname: str) -> bool:
     if hostname in domains or "*" in domains:
         return True
     parent = hostname.partition(".")[2]
-    return not hostname.startswith("*.") and bool(parent) and f"*.{parent}" in domains
+    return bool(parent) and f"*.{parent}" in domains
 
 
 # --- one tunnel --------------------------------------------------------------------------------------------------------
