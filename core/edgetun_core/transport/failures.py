@@ -48,7 +48,7 @@ def describe_dial_error(
             )
         case TimeoutError():
             return UpstreamUnreachable(
-                f"{where} did not answer within {timeout_s:g} s", remedy="check the address and the firewalls between"
+                f"{where} did not answer within {timeout_s:.1f} s", remedy="check the address and the firewalls between"
             )
         case ConnectionRefusedError():
             return UpstreamUnreachable(

@@ -143,11 +143,11 @@ async def dial_quic(
     name = server_name or host
     try:
         async with asyncio.timeout(timeout_s):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            found = await resolve(host, port)
     except (OSError, TimeoutError) as error:
         raise describe_dial_error(error, host, port, name, timeout_s) from error
     failure: EdgetunError | None = None
-    for position, (family, _, _, _, address) in enumerate(found):
+    for position, (family, address) in enumerate(found):
         share_s = (until - loop.time()) / (len(found) - position)
         try:
             return await _dial_one(packets, engine, family, address, (host, port), trust, user, share_s, name)
@@ -155,6 +155,12 @@ async def dial_quic(
             failure = error
     assert failure is not None
     raise failure
+
+
+async def resolve(host: str, port: int) -> list[tuple[int, Any]]:
+    """`(family, address)` of a host, in the order in which to try them. Raises `OSError`."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    return [(family, address) for family, _, _, _, address in found]
 
 
 async def _dial_one(
@@ -183,7 +189,7 @@ async def _dial_one(
             return link
         link.abort()
         raise UpstreamUnreachable(
-            f"UDP {asked[0]}:{asked[1]} did not answer within {timeout_s:.3g} s",
+            f"UDP {asked[0]}:{asked[1]} did not answer within {timeout_s:.1f} s",
             remedy="UDP may be blocked on the way; the tls engine goes over TCP",
         ) from None
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -128,22 +129,25 @@ class Qh3Connection(QuicConnection):
         if event is None:
             return None
         reason = str(event.reason_phrase)
-        if "unacceptable" in reason and not self._certificate_names_server():
-            reason = "the certificate is not for this name"  # the library does not tell this case from others
+        if "unacceptable" in reason:
+            reason = self._what_is_wrong_with_certificate() or reason
         return Ended(int(event.error_code), reason, event.frame_type is None)
 
-    def _certificate_names_server(self) -> bool:
+    def _what_is_wrong_with_certificate(self) -> str:
+        """The library has one text for many cases; the two that a person can mend are told apart here."""
         certificate, wanted = self.get_peercert(), self._configuration.server_name
         if certificate is None or wanted is None:
-            return True
+            return ""
+        if not certificate.not_valid_before <= time.time() <= certificate.not_valid_after:
+            return "the certificate is expired or not yet valid"
         try:
-            packed = ipaddress.ip_address(wanted).packed
+            names = {":".join(f"{byte:02x}" for byte in ipaddress.ip_address(wanted).packed)}
         except ValueError:
-            names = {wanted, "*." + wanted.partition(".")[2]}
-        else:
-            names = {":".join(f"{byte:02X}" for byte in packed)}
-        found = (name.decode("latin-1") for name in certificate.get_subject_alt_names())
-        return any(name[name.find("(") + 1 : name.rfind(")")] in names for name in found)
+            names = {wanted.lower(), "*." + wanted.lower().partition(".")[2]}
+        found = (name.decode("latin-1").lower() for name in certificate.get_subject_alt_names())
+        if any(name[name.find("(") + 1 : name.rfind(")")] in names for name in found):
+            return ""
+        return "the certificate is not for this name"
 
     @property
     def peer(self) -> Address:
