@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
+import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -16,7 +19,7 @@ from edgetun.load import run_load
 from edgetun.load_plan import LoadPlan, read_trust
 from edgetun.load_report import render_live, render_report
 from edgetun.load_result import LoadResult
-from edgetun.load_settings import LoadSettings, plan_from_settings
+from edgetun.load_settings import LoadSettings, parse_connect, plan_from_settings
 from edgetun.settings import default_state_dir
 from edgetun_core.exits import ExitCode
 
@@ -25,7 +28,8 @@ _DRAWS_PER_SECOND = 5
 
 def run(settings: LoadSettings) -> int:
     """Exit code 0 when every visitor was answered and nobody by a 5xx, 1 when not, 130 when interrupted."""
-    plan = plan_from_settings(settings, trust_pem=_trust(settings))
+    plan = plan_from_settings(settings)
+    plan = replace(plan, trust_pem=_trust(settings))
     console = Console(stderr=True)
     seen = LoadResult(url=plan.url)
 
@@ -73,15 +77,27 @@ def _trust(settings: LoadSettings) -> str:
     """The text of `--cacert`; for `*.localhost`, the development CA of `edgetun http` when there is one."""
     if settings.cacert is not None:
         return read_trust(str(settings.cacert))
-    host = (urlsplit(settings.url).hostname or "").rstrip(".")
+    parts = urlsplit(settings.url)
+    host = (parts.hostname or "").rstrip(".")
+    if parts.scheme != "https" or settings.insecure or not (host == "localhost" or host.endswith(".localhost")):
+        return ""
     authority = default_state_dir() / "ca" / "ca.pem"
-    if (
-        settings.url.startswith("https:")
-        and (host == "localhost" or host.endswith(".localhost"))
-        and authority.exists()
-    ):
-        return read_trust(str(authority))
-    return ""
+    if not authority.exists():
+        # `edgetun http` makes its authority when the first visitor speaks TLS.
+        _shake_hands(parse_connect(settings.connect) or ("127.0.0.1", parts.port or 443), host)
+    return read_trust(str(authority)) if authority.exists() else ""
+
+
+def _shake_hands(address: tuple[str, int], host: str) -> None:
+    """One handshake without a request or a look at the certificate; whatever fails here will fail in the run, and be told."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection(address, timeout=3) as sock, context.wrap_socket(sock, server_hostname=host):
+            pass
+    except OSError:
+        pass
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

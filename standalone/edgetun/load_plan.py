@@ -62,7 +62,7 @@ Arrivals = Crowd | ClosedLoop | OpenLoop
 class LoadPlan:
     """A load test, complete.
 
-    `connect` is the host and port to dial whatever the URL says. `trust_pem` are certificates to trust instead of the
+    `connect` is the host and port to dial whatever the URL says. `trust_pem` are certificates to trust besides the
     system's, `insecure` verifies nothing. `owns_host` allows a host that is not this machine.
     """
 
@@ -250,13 +250,13 @@ def _tls(plan: LoadPlan) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif plan.trust_pem:
-        try:
-            context = ssl.create_default_context(cadata=plan.trust_pem)
-        except ssl.SSLError as error:
-            raise ConfigError(f"--cacert holds no certificate that can be read ({error.reason})") from None
     else:
         context = ssl.create_default_context()
+    if plan.trust_pem:
+        try:
+            context.load_verify_locations(cadata=plan.trust_pem)
+        except ssl.SSLError as error:
+            raise ConfigError(f"--cacert holds no certificate that can be read ({error.reason})") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 

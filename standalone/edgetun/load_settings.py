@@ -38,15 +38,15 @@ class LoadSettings:
     body: str = setting("", "Body to send; @FILE reads it from a file.")
     timeout_s: float = setting(10.0, "How long a request may take, dialling included.")
     connect: str = setting("", "Dial this instead of the URL's host and port.", metavar="HOST:PORT")
-    cacert: Path | None = setting(None, "Certificates (PEM) to trust instead of the system's.")
+    cacert: Path | None = setting(None, "Certificates (PEM) to trust besides the system's.")
     insecure: bool = setting(False, "Do not verify the server's certificate.")
     i_own_this_host: bool = setting(False, "Allow a host that is not this machine. Only for servers of your own.")
     json: bool = setting(False, "Print the result as JSON.")
     quiet: bool = setting(False, "Show nothing while it runs.")
 
 
-def plan_from_settings(settings: LoadSettings, *, trust_pem: str = "") -> LoadPlan:
-    """The plan that the flags describe; raises `ConfigError` where they contradict each other."""
+def plan_from_settings(settings: LoadSettings) -> LoadPlan:
+    """The plan that the flags describe, but for whom to trust; raises `ConfigError` where they contradict each other."""
     return LoadPlan(
         url=settings.url,
         arrivals=_arrivals(settings),
@@ -55,7 +55,6 @@ def plan_from_settings(settings: LoadSettings, *, trust_pem: str = "") -> LoadPl
         body=_body(settings.body),
         timeout_s=settings.timeout_s,
         connect=parse_connect(settings.connect),
-        trust_pem=trust_pem,
         insecure=settings.insecure,
         owns_host=settings.i_own_this_host,
     )

@@ -349,3 +349,21 @@ async def test_the_command_exits_with_2_and_one_line_when_it_cannot_start(capsys
     error = capsys.readouterr().err
     assert error.startswith("error: 'gopher://localhost/' is not an http or https URL")
     assert len(error.splitlines()) == 1
+
+
+async def test_the_command_trusts_the_development_ca_of_edgetun_http_even_before_it_was_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server makes its authority and certificate at the first handshake, as `edgetun http` does."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    ca = DevelopmentCA(tmp_path / "edgetun" / "ca")
+    waiting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def choose(sock: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
+        sock.context = ca.identity([name or ""]).ssl_context(["http/1.1"])
+
+    waiting.sni_callback = choose
+    async with serving(saying(HELLO), waiting) as port:
+        assert await run_command(f"https://shop.localhost:{port}/", "--visitors", "3", "--within", "0s") == 0
+        assert await run_command(f"https://shop.localhost:{port}/", "--visitors", "3", "--within", "0s") == 0
+    assert "3 of 3" in capsys.readouterr().out
