@@ -5,10 +5,12 @@ Hot path: for a head that was rendered before, a join of few parts. Heads are tr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final, Literal
 
-from edgetun_core.http.message import Fields, RequestHead, ResponseHead
+from edgetun_core.http.h1_syntax import HOP_BY_HOP
+from edgetun_core.http.message import Field, RequestHead, ResponseHead
 
 BodyFraming = Literal["none", "length", "chunked"]
 
@@ -18,7 +20,7 @@ _STATUS_LINES: Final[dict[int, bytes]] = {
 _WITH_CONTENT: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
-def _lines(fields: Fields) -> bytes:
+def _lines(fields: Iterable[Field]) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
@@ -26,7 +28,7 @@ def render_request(head: RequestHead, *, authority: bytes, body: BodyFraming) ->
     """A request head for an origin. `authority` goes into Host; `"length"` needs `content-length` among the head's fields."""
     if body == "chunked":
         # A length beside a transfer coding must not be sent (RFC 9112 §6.2).
-        lines = _lines(tuple(field for field in head.fields if field[0] != b"content-length"))
+        lines = _lines(field for field in head.fields if field[0] != b"content-length")
         framing = b"transfer-encoding: chunked\r\n"
     else:
         cached = head.h1
@@ -57,14 +59,22 @@ class PreparedResponse:
         status = head.status
         self.content_length = -1
         self.has_date = False
-        for name, value in head.fields:
-            if name == b"content-length":
-                self.content_length = int(value) if value.isdigit() else -1
-            elif name == b"date":
-                self.has_date = True
         self.without_body = status < 200 or status in (204, 304)
+        fields: list[Field] = []
+        lengths = head.get_all(b"content-length")
+        # Framing is ours: a length that is not one number, or stands where none may (RFC 9110 §8.6), is not written,
+        # whoever made the head.
+        if len(lengths) == 1 and lengths[0].isdigit() and status >= 200 and status != 204:
+            self.content_length = int(lengths[0])
+        for field in head.fields:
+            name = field[0]
+            if name in HOP_BY_HOP or (name == b"content-length" and self.content_length < 0):
+                continue
+            if name == b"date":
+                self.has_date = True
+            fields.append(field)
         line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        self.base = line + _lines(head.fields)
+        self.base = line + _lines(fields)
         self.variants: list[bytes | None] = [None] * 16
 
     def variant(self, index: int) -> bytes:

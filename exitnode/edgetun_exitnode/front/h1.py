@@ -4,81 +4,29 @@ Hot path. A request whose bytes were seen before, and came alone, is one diction
 timer per request or connection: the front sweeps over its connections once a second (deadlines.py).
 
 Bounds: an unfinished head (`H1Limits`), pipelined bytes (64 KiB, then reading pauses), unsent response bytes (256 KiB, then the
-answering side is paused), all held bytes of a front together (`FrontLimits.held_bytes`, then 503).
+answering side is paused).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from edgetun_core.errors import Cancelled, EdgetunError, LimitExceeded
+from edgetun_core.errors import Cancelled, EdgetunError
 from edgetun_core.http.exchange import CLOSED
-from edgetun_core.http.h1 import H1Error, ParsedRequest, has_bare_line_end, parse_request, render_response
-from edgetun_core.http.message import Peer, RequestHead
-from edgetun_exitnode.front.context import MAX_REMEMBERED_BLOCK
-from edgetun_exitnode.front.h1_exchange import NO_BODY, RAW, H1Exchange
+from edgetun_core.http.h1 import H1Error, ParsedRequest, has_bare_line_end, parse_request
+from edgetun_exitnode.front.connection import BY_HANDLER, BY_PIPELINE, BY_WRITING, VisitorConnection
+from edgetun_exitnode.front.h1_exchange import BY_CLOSE, NO_BODY, RAW, H1Exchange
 from edgetun_exitnode.front.pages import build_problem
-
-if TYPE_CHECKING:
-    from edgetun_exitnode.front.servers import Front
 
 _PIPELINED_AT_ONCE: Final = 64
 """Requests answered in one go before the loop gets a turn."""
 
-# Why reading is paused; a set of bits.
-_BY_HANDLER: Final = 1
-_BY_PIPELINE: Final = 2
-_BY_WRITING: Final = 4
 
+class H1Connection(VisitorConnection):
+    """One connection that speaks HTTP/1.1."""
 
-class TooManyUnfinished(LimitExceeded):
-    """The front holds as many unread and half-read requests as it may."""
-
-    status = 503
-    retry_after_s = 1.0
-
-
-class H1Connection(asyncio.Protocol):
-    """One connection.
-
-    `active` is when something last happened that its phase's deadline counts from. `closing` is when it is dropped at the
-    latest, or 0.0 as long as it serves; `lingers` says that what still arrives until then is read and dropped.
-    """
-
-    __slots__ = (
-        "active",
-        "approved",
-        "closing",
-        "exchange",
-        "front",
-        "held",
-        "lingers",
-        "peer",
-        "read_paused",
-        "scanned",
-        "spare",
-        "stalled_bytes",
-        "transport",
-        "write_paused",
-    )
-
-    transport: asyncio.Transport
-    peer: Peer
-
-    def __init__(self, front: Front) -> None:
-        self.front = front
-        self.exchange: H1Exchange | None = None
-        self.spare: H1Exchange | None = None
-        self.held: bytearray | None = None
-        self.scanned = 0
-        self.active = front.now
-        self.closing = 0.0
-        self.lingers = False
-        self.read_paused = 0
-        self.write_paused = False
-        self.stalled_bytes = 0
-        self.approved: ParsedRequest | None = None
+    __slots__ = ()
 
     # What the transport calls.
 
@@ -117,7 +65,7 @@ class H1Connection(asyncio.Protocol):
         self.exchange = None
         self.spare = None
         self.approved = None
-        self._drop_held()
+        self.drop_held()
         self.closing = self.closing or self.front.now or 1.0
         self.front.disconnected(self)
         if exchange is not None:
@@ -140,7 +88,7 @@ class H1Connection(asyncio.Protocol):
                 self.front.pump_later(self)
         elif not exchange.over and not exchange.opening:
             exchange.request.resume_response()
-        self._resume_reading(_BY_WRITING)
+        self.resume_reading(BY_WRITING)
 
     # Requests.
 
@@ -181,15 +129,15 @@ class H1Connection(asyncio.Protocol):
             self._read_requests(data)
         elif exchange.mode >= RAW:
             if self.held is not None:
-                self._hold(data)
+                self.hold(data)
             else:
                 exchange.request.send_data(data, False)
         elif exchange.request_done:
-            self._hold(data)
+            self.hold(data)
         else:
             rest = self._read_body(exchange, data)
             if rest and not self.closing:
-                self._hold(rest)
+                self.hold(rest)
                 if self.exchange is None:
                     self.front.pump_later(self)
 
@@ -202,41 +150,41 @@ class H1Connection(asyncio.Protocol):
         if exchange is None:
             if self.write_paused:
                 return
-            self._drop_held()
-            self._resume_reading(_BY_PIPELINE)
+            self.drop_held()
+            self.resume_reading(BY_PIPELINE)
             self._read_requests(bytes(held))
         elif exchange.mode >= RAW:
-            self._drop_held()
-            self._resume_reading(_BY_PIPELINE)
+            self.drop_held()
+            self.resume_reading(BY_PIPELINE)
             exchange.request.send_data(bytes(held), False)
 
     def _read_requests(self, data: bytes) -> None:
         """Reads heads and bodies as long as they are whole and each request is answered at once."""
         if self.held is not None:
-            self._hold(data)
+            self.hold(data)
             held: bytearray | None = self.held
             if held is None:
                 return
             if self.write_paused:
-                self._pause_reading(_BY_WRITING)
+                self.pause_reading(BY_WRITING)
                 return
             if held.find(b"\r\n\r\n", max(self.scanned - 3, 0)) < 0:
                 self._check_unfinished(held)
                 return
             data = bytes(held)
-            self._drop_held()
+            self.drop_held()
         front = self.front
         at = 0
         size = len(data)
         turns = 0
         while at < size and not self.closing:
             if self.exchange is not None:
-                self._hold(data[at:])
+                self.hold(data[at:])
                 return
             if self.write_paused or turns >= _PIPELINED_AT_ONCE:
-                self._hold(data[at:])
+                self.hold(data[at:])
                 if self.write_paused:
-                    self._pause_reading(_BY_WRITING)
+                    self.pause_reading(BY_WRITING)
                 else:
                     front.pump_later(self)
                 return
@@ -246,7 +194,7 @@ class H1Connection(asyncio.Protocol):
             turns += 1
             end = data.find(b"\r\n\r\n", at)
             if end < 0:
-                self._hold(data[at:])
+                self.hold(data[at:])
                 if self.held is not None:
                     self._check_unfinished(self.held)
                 return
@@ -260,8 +208,7 @@ class H1Connection(asyncio.Protocol):
                     front.counters.requests_malformed += 1
                     self.refuse(error, None, block)
                     return
-                if len(block) <= MAX_REMEMBERED_BLOCK:
-                    front.known.put(block, parsed)
+                front.known.remember(block, parsed)
             self._start(parsed)
             exchange = self._exchange_in_flight()
             if exchange is not None and not exchange.request_done and exchange.mode < RAW and at < size:
@@ -354,61 +301,28 @@ class H1Connection(asyncio.Protocol):
             self.front.counters.responses_aborted += 1
             self.abort()
 
-    # What is held back.
-
-    def _hold(self, data: bytes) -> None:
-        front = self.front
-        held = self.held
-        if held is None:
-            held = self.held = bytearray()
-            if self.exchange is None:
-                self.active = front.now
-        held += data
-        front.held_bytes += len(data)
+    def time_out(self, error: H1Error) -> None:
+        """The request does not arrive in time: 408, if the visitor can still be told."""
+        self.front.counters.requests_timed_out += 1
         if self.exchange is not None:
-            if len(held) > front.limits.pipelined_bytes:
-                self._pause_reading(_BY_PIPELINE)
-        elif front.held_bytes > front.limits.held_bytes:
-            front.counters.connections_refused += 1
-            self.refuse(TooManyUnfinished("too many unfinished requests wait at this edge"), None, bytes(held[:4096]))
+            self._fail_request(self.exchange, error)
+        else:
+            self.refuse(error, None, bytes(self.held or b""))
 
-    def _drop_held(self) -> None:
-        held = self.held
-        if held is not None:
-            self.front.held_bytes -= len(held)
-            self.held = None
-        self.scanned = 0
+    # The end of an exchange, as it tells.
 
     def pause_body(self) -> None:
         """The handler wants no more of the request's body for now."""
-        self._pause_reading(_BY_HANDLER)
+        self.pause_reading(BY_HANDLER)
 
     def resume_body(self) -> None:
         """The handler takes more again."""
         self.active = self.front.now
-        self._resume_reading(_BY_HANDLER)
-
-    def _pause_reading(self, why: int) -> None:
-        if not self.read_paused:
-            self.transport.pause_reading()
-        self.read_paused |= why
-
-    def _resume_reading(self, why: int) -> None:
-        if self.read_paused & why:
-            self.read_paused &= ~why
-            if not self.read_paused and not self.transport.is_closing():
-                self.transport.resume_reading()
-
-    # Writing, and the end.
-
-    def write(self, data: bytes) -> None:
-        """Hands bytes to the transport."""
-        self.front.counters.bytes_out += len(data)
-        self.transport.write(data)
+        self.resume_reading(BY_HANDLER)
 
     def after_exchange(self) -> None:
         """An exchange ended outside `open`, and the connection is free again."""
-        self._resume_reading(_BY_HANDLER)
+        self.resume_reading(BY_HANDLER)
         if self.held is not None:
             self.front.pump_later(self)
         elif self.front.draining:
@@ -416,8 +330,8 @@ class H1Connection(asyncio.Protocol):
 
     def end_early(self, exchange: H1Exchange) -> None:
         """The response is over, and either the connection is to close or the request's body is still under way."""
-        self._resume_reading(_BY_HANDLER)
-        if exchange.request_done:
+        self.resume_reading(BY_HANDLER)
+        if exchange.request_done and (exchange.mode == BY_CLOSE or not exchange.parsed.keep_alive):
             self.close()
         elif exchange.closes or exchange.body_left > self.front.limits.drained_body_bytes:
             self.linger()
@@ -448,57 +362,3 @@ class H1Connection(asyncio.Protocol):
         else:
             exchange.on_head(head, False)
             exchange.on_data(body, True)
-
-    def refuse(self, error: EdgetunError, head: RequestHead | None, block: bytes = b"") -> None:
-        """Answers a request that gets no exchange and closes: what follows on this connection is not to be trusted."""
-        accept = None if head is not None else b"text/html" if b"text/html" in block else b""
-        page, body = build_problem(error, head, accept=accept)
-        rendered = render_response(page, chunked=False, keep_alive=False, http_minor=1)
-        front = self.front
-        front.counters.responses[page.status // 100] += 1
-        is_head = head.method == b"HEAD" if head is not None else block.startswith(b"HEAD ")
-        date = front.date_line  # ends in the empty line that the rendering ends in as well
-        self.write(rendered[:-2] + date + (b"" if is_head else body))
-        self.linger()
-
-    def linger(self) -> None:
-        """Sends no more, and reads on for a moment: closing at once would destroy the response under way (RFC 9112 §9.6)."""
-        self.exchange = None
-        self._drop_held()
-        self.lingers = True
-        self.closing = self.front.now + self.front.limits.linger_s
-        self._resume_reading(self.read_paused)
-        if self.front.can_half_close:
-            self.transport.write_eof()
-
-    def close(self) -> None:
-        """Closes when what was written is sent, within the time that a stalled visitor has."""
-        if not self.closing:
-            self.closing = self.front.now + self.front.limits.write_stall_s
-        self._drop_held()
-        self.transport.close()
-
-    def abort(self) -> None:
-        """Drops the connection at once."""
-        self.closing = self.closing or self.front.now or 1.0
-        self.transport.abort()
-
-    def close_if_idle(self) -> None:
-        """Closes when no request is under way; the front drains."""
-        if self.exchange is None and self.held is None and not self.closing:
-            self.close()
-
-    def time_out(self, error: H1Error) -> None:
-        """The request does not arrive in time: 408, if the visitor can still be told."""
-        self.front.counters.requests_timed_out += 1
-        if self.exchange is not None:
-            self._fail_request(self.exchange, error)
-        else:
-            self.refuse(error, None, bytes(self.held or b""))
-
-    def give_up(self, why: str) -> None:
-        """Drops the connection together with its exchange."""
-        exchange = self.exchange
-        if exchange is not None:
-            exchange.visitor_left(Cancelled(why))
-        self.abort()

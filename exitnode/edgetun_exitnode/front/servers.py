@@ -16,7 +16,7 @@ from typing import Final
 from edgetun_core.errors import LimitExceeded
 from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.certificates import CertificateStore
-from edgetun_exitnode.front.context import FrontContext, new_request_memo
+from edgetun_exitnode.front.context import FrontContext, RequestMemo
 from edgetun_exitnode.front.deadlines import check_deadline, evictability
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
@@ -48,7 +48,7 @@ class Front:
         self.limits = context.limits
         self.h1_limits = context.limits.h1
         self.counters = context.counters
-        self.known = new_request_memo()
+        self.known = RequestMemo()
         self.now = context.clock()
         self.date_line = b""
         self.draining = False
@@ -60,6 +60,7 @@ class Front:
         self._unflushed: list[H1Exchange] = []
         self._unpumped: deque[H1Connection] = deque()
         self._evictable: list[H1Connection] = []
+        self._searched_at = -1.0
         self._refused = 0
         self._servers: list[asyncio.Server] = []
         self._sockets = sockets
@@ -146,20 +147,22 @@ class Front:
 
     def _make_room(self) -> bool:
         """Puts out the connection that has been idle for longest; False when none is."""
-        for _ in range(2):
+        while True:
             while self._evictable:
                 connection = self._evictable.pop()
                 if connection in self.connections and evictability(connection, self.now) > 0.0:
                     self.counters.connections_evicted += 1
                     connection.give_up("the edge needed the connection's place")
                     return True
-            self._evictable = heapq.nlargest(
-                _EVICTED_TOGETHER,
-                (c for c in self.connections if evictability(c, self.now) > 0.0),
-                key=lambda c: evictability(c, self.now),
-            )
+            if self._searched_at == self.now:
+                return False  # nothing was left at this time; a flood of newcomers must not cost a search each
+            candidates = [
+                (silent_s, id(c), c) for c in self.connections if (silent_s := evictability(c, self.now)) > 0.0
+            ]
+            self._evictable = [connection for _, _, connection in heapq.nlargest(_EVICTED_TOGETHER, candidates)]
             self._evictable.reverse()
-        return False
+            if len(self._evictable) < _EVICTED_TOGETHER:
+                self._searched_at = self.now
 
     def local_of(self, transport: asyncio.Transport) -> tuple[str, int]:
         """The local address of a connection; one shared tuple per address."""
