@@ -338,7 +338,8 @@ class Exchange:
             self.lane.waiting.append(self)
         if not flow.is_stopped:
             flow.is_stopped = True
-            self._pause_producer()
+            if not flow.pending_end:
+                self._pause_producer()
 
     def receive_credit(self, amount: int) -> None:
         """The peer takes `amount` bytes more."""

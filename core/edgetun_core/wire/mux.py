@@ -108,6 +108,7 @@ class Mux:
         "is_agent",
         "lanes",
         "max_exchange_window",
+        "max_parked",
         "now",
         "opened_now",
         "recv_left",
@@ -152,6 +153,7 @@ class Mux:
         self.recv_left = windows.session_window
         self.recv_low = windows.session_window // 2
         self.held = 0
+        self.max_parked = MAX_PARKED_BYTES
         self.early_bytes = 0
         self._early_trailers = 0
         # Credit we have.
@@ -375,8 +377,8 @@ class Mux:
         """Gives back what has been taken since, when it is a quarter of the window or more."""
         window = self._session_window
         amount = window - self.recv_left - self.early_bytes
-        if self.held > MAX_PARKED_BYTES:
-            amount -= self.held - MAX_PARKED_BYTES
+        if self.held > self.max_parked:
+            amount -= self.held - self.max_parked
         if amount >= window // 4 and amount > 0:
             self.recv_left += amount
             self.write_credit(self.lanes[0], 0, amount)

@@ -301,6 +301,17 @@ class TestCredit:
         pair.settle()
         assert visitor.body == body
 
+    def test_exchanges_that_wait_for_the_sessions_credit_take_turns_as_often_as_needed(self):
+        pair = Pair(windows=Windows(session_window=64 * KIB))
+        visitors = [pair.edge.open()[0] for _ in range(3)]
+        pair.settle()
+        body = self.body(400 * KIB)
+        for opened in pair.agent.opened:
+            opened.client.on_head(OK, False)
+            opened.client.on_data(body, True)
+        pair.settle()
+        assert [visitor.body == body for visitor in visitors] == [True] * 3
+
     def test_a_slow_reader_stops_the_sender_at_the_window(self):
         pair = Pair()
         _, sink = pair.edge.open()
@@ -334,7 +345,7 @@ class TestCredit:
 
     def test_one_read_beyond_the_pause_is_kept_and_sent_later(self):
         pair = Pair()
-        visitor, sink = pair.edge.open(end=False)
+        _visitor, sink = pair.edge.open(end=False)
         pair.settle()
         opened = pair.agent.opened[0]
         opened.client.pause_request()
@@ -375,9 +386,9 @@ class TestCredit:
         pair.settle()
         assert opened.calls[-1] == ("trailers", ((b"a", b"b"),))
 
-    def test_the_sessions_credit_bounds_all_exchanges_together_and_all_of_them_resume(self, monkeypatch):
-        monkeypatch.setattr(mux, "MAX_PARKED_BYTES", 0)
+    def test_the_sessions_credit_bounds_all_exchanges_together_and_all_of_them_resume(self):
         pair = Pair(windows=Windows(session_window=512 * KIB))
+        pair.edge.session.mux.max_parked = 0
         visitors = [pair.edge.open() for _ in range(10)]
         pair.settle()
         for _, sink in visitors:
@@ -408,7 +419,7 @@ class TestCredit:
     def test_the_window_widens_on_a_path_that_drains_it_fast_and_never_beyond_its_bound(self):
         pair = Pair()
         pair.edge.session.mux.rtt_s = 0.1
-        visitor, _ = pair.edge.open()
+        _visitor, _ = pair.edge.open()
         pair.settle()
         client = pair.agent.opened[0].client
         client.on_head(OK, False)
@@ -524,7 +535,7 @@ class TestLanes:
 
     def test_an_unannounced_body_moves_when_it_turns_out_large(self):
         pair = Pair(lanes=3, bulk_from=2)
-        visitor, sink = pair.edge.open(end=False)
+        _visitor, sink = pair.edge.open(end=False)
         for _ in range(10):
             sink.send_data(bytes(50_000), False)
             pair.settle()
@@ -715,7 +726,7 @@ class TestHostile:
             ResponseHead(200, ((b"set-cookie", b"a\nb"),)),
             ResponseHead(200, ((b"Server", b"x"),)),
             ResponseHead(200, ((b"keep-alive", b"x"),)),
-            ResponseHead(200, tuple((b"x", b"y") for _ in range(200)) + ((b"z", b""),)),
+            ResponseHead(200, (*tuple((b"x", b"y") for _ in range(200)), (b"z", b""))),
         ],
     )
     def test_a_bad_response_head_resets_its_exchange_alone(self, head):

@@ -100,8 +100,13 @@ class TestHello:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("exchange_window", -1), ("exchange_window", 1 << 40), ("session_window", -1), ("session_window", 1 << 40)]
-        + [("max_exchanges", -1)],
+        [
+            ("exchange_window", -1),
+            ("exchange_window", 1 << 40),
+            ("session_window", -1),
+            ("session_window", 1 << 40),
+            ("max_exchanges", -1),
+        ],
     )
     def test_windows_out_of_bounds_close_the_session(self, field, value):
         edge = edge_alone()
