@@ -69,6 +69,22 @@ async def test_lost_datagrams_are_made_good_in_order(place: Place) -> None:
         await eventually(lambda: near.closed and far.closed)
 
 
+async def test_a_close_waits_for_what_was_lost_on_the_way(place: Place) -> None:
+    place.echo = False
+    await place.listen()
+    async with lossy_path(place.listener.port, loss=0.0) as (port, path):
+        near, far = await place.pair(port=port)
+        path.loss = 1.0
+        near.link.write(0, bytes(5000))
+        near.link.close(0, "")
+        await eventually(lambda: path.lost > 3)
+        assert not far.received
+        path.loss = 0.0
+        await eventually(lambda: near.closed and far.closed)
+        assert far.received == {0: bytes(5000)}
+        assert far.error is None
+
+
 async def test_without_offload_by_the_kernel_it_works_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_has_gso", lambda _: False)
     monkeypatch.setattr(udp, "_enable_gro", lambda _: False)
