@@ -330,7 +330,7 @@ async def test_a_huge_body_of_a_request_that_was_answered_early_is_not_read(
 async def test_a_visitor_who_leaves_cancels_the_request(start_front: StartFront, connect: Connect) -> None:
     handler = ScriptedHandler(wait)
     front = await start_front(handler)
-    for number, leave in enumerate(("abort", "close", "body")):
+    for number, leave in enumerate(("abort", "close", "reset", "body")):
         visitor = await connect(front.port)
         if leave == "body":
             visitor.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
@@ -339,6 +339,8 @@ async def test_a_visitor_who_leaves_cancels_the_request(start_front: StartFront,
         asked = await handler.request(number)
         if leave == "close":
             visitor.writer.close()
+        elif leave == "reset":
+            visitor.break_off()
         else:
             visitor.leave()
         await asked.until(lambda asked: isinstance(asked.error, Cancelled))

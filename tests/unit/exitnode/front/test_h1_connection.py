@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgetun_core.http.h1 import H1Limits, parse_request, prepare_response, render_response
 from edgetun_core.http.message import ResponseHead
 from edgetun_exitnode.front.context import FrontContext
+from edgetun_exitnode.front.deadlines import check_deadline
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.servers import Front
 from support.handlers import Asked, ScriptedHandler, echo, hello
@@ -158,6 +159,25 @@ def test_no_bytes_raise_or_leave_anything_behind(pieces: list[bytes]) -> None:
             echo(asked)
 
     run([piece for piece in pieces if piece], lambda: ScriptedHandler(hello, echo=script, **{"": script}))
+
+
+async def test_after_a_last_response_it_half_closes_and_reads_on_for_a_moment() -> None:
+    """Closing with unread bytes would make the kernel reset the connection, and the response be lost (RFC 9112 §9.6)."""
+    now = 1.0
+    front = Front(FrontContext(ScriptedHandler(), clock=lambda: now), [_Socket()])  # type: ignore[list-item]
+    transport = FakeTransport()
+    connection = H1Connection(front)
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection.data_received(b"nonsense\r\n\r\n")
+    assert transport.written.startswith(b"HTTP/1.1 400 ")
+    assert (transport.calls, transport.is_closed) == (["eof"], False)
+    before = len(transport.written)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert len(transport.written) == before
+    check_deadline(connection, now + front.limits.linger_s / 2)
+    assert not transport.is_closed
+    check_deadline(connection, now + front.limits.linger_s)
+    assert transport.is_closed
 
 
 @pytest.mark.parametrize(
