@@ -14,7 +14,7 @@ block of bytes in, an immutable head out. Callers memoise by raw block.
 from __future__ import annotations
 
 from edgetun_core.http.h1_chunked import LAST_CHUNK, ChunkedDecoder, encode_chunk, render_trailers
-from edgetun_core.http.h1_render import PreparedResponse, prepare_response, render_request, render_response
+from edgetun_core.http.h1_render import BodyFraming, PreparedResponse, prepare_response, render_request, render_response
 from edgetun_core.http.h1_request import ParsedRequest, parse_request
 from edgetun_core.http.h1_response import ParsedResponse, parse_response
 from edgetun_core.http.h1_syntax import (
@@ -31,6 +31,7 @@ __all__ = [
     "CHUNKED",
     "LAST_CHUNK",
     "UNTIL_CLOSE",
+    "BodyFraming",
     "ChunkedDecoder",
     "H1Error",
     "H1Limits",
