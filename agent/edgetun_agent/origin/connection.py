@@ -411,8 +411,7 @@ class OriginConnection(asyncio.Protocol):
             return
         self.exchange = None
         if mode == HEAD and not self._held and not self._interims and self.served > 1 and exchange.may_repeat:
-            exchange.may_repeat = False
-            self._owner.repeat(exchange)
+            self._owner.repeat(exchange)  # on a new connection, so this cannot happen to it twice
             return
         if exchange.is_answered:
             exchange.finished(None)

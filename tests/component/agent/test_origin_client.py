@@ -536,10 +536,29 @@ async def test_a_body_until_close_that_is_reset_is_not_taken_for_whole() -> None
         assert isinstance(visitor.error, UpstreamBroken)
 
 
-async def test_bytes_after_a_response_never_become_the_next_answer() -> None:
-    async with served(answering(response(b"one") + response(b"poison"), response(b"two"))) as (client, origin):
-        assert (await ask(client)).body == b"one"
-        assert (await ask(client)).body == b"one"  # from a new connection, whose first answer that is
+@pytest.mark.parametrize(
+    ("whole", "body"),
+    [
+        (response(b"one"), b"one"),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n", b"one"),
+    ],
+    ids=["length", "none", "chunked"],
+)
+@pytest.mark.parametrize("cut", [0, 10], ids=["one read", "two reads"])
+async def test_bytes_after_a_response_never_become_the_next_answer(whole: bytes, body: bytes, cut: int) -> None:
+    async def script(connection: ScriptedConnection) -> None:
+        while await connection.request():
+            if cut:
+                await connection.send(whole[:-1])
+                await asyncio.sleep(0.02)
+                await connection.send(whole[-1:] + response(b"poison"))
+            else:
+                await connection.send(whole + response(b"poison"))
+
+    async with served(script) as (client, origin):
+        assert (await ask(client)).body == body
+        assert (await ask(client)).body == body  # from a new connection, whose first answer that is
         assert origin.connections == 2
 
 
