@@ -50,7 +50,7 @@ def run(settings: DemoSettings) -> int:
     """Exit code 0 when every visitor was answered and the server was asked as rarely as the cache promises."""
     raise_open_files_limit()
     through, direct = run_loop(_run(settings))
-    allowed = most_origin_requests(settings)
+    allowed = most_origin_requests(settings, through.crowd.arriving_s)
     is_kept = through.crowd.is_clean and through.origin_requests <= allowed
     if settings.json:
         outcome = {"through_edgetun": _as_json(through), "allowed_origin_requests": allowed, "kept": is_kept}
@@ -60,11 +60,14 @@ def run(settings: DemoSettings) -> int:
     return ExitCode.OK if is_kept else ExitCode.FAILURE
 
 
-def most_origin_requests(settings: DemoSettings) -> int:
-    """One request per freshness lifetime that begins while visitors arrive; without a cache there is no such promise."""
+def most_origin_requests(settings: DemoSettings, arriving_s: float) -> int:
+    """One request per freshness lifetime that begins while visitors ask; without a cache there is no such promise.
+
+    On a machine too busy to let everybody in on time the last visitor arrives later than planned (`arriving_s`).
+    """
     if not settings.cache_s:
         return settings.visitors
-    return max(1, -int(-settings.within_s // settings.cache_s))
+    return max(1, -int(-max(settings.within_s, arriving_s) // settings.cache_s))
 
 
 async def _run(settings: DemoSettings) -> tuple[Outcome, Outcome | None]:

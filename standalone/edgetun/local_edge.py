@@ -47,7 +47,11 @@ class LocalEdge:
         if http_port >= 0:
             self.http_port = (await self.node.listen_http(host, http_port)).port
         if https_port >= 0:
-            store = CertificateStore(list(certificates), development=DevelopmentCA(state / "ca"))
+            store = CertificateStore(
+                list(certificates),
+                development=DevelopmentCA(state / "ca"),
+                may_issue=lambda name: self.node.router.table.find(name.encode()) is not None,
+            )
             self.https_port = (await self.node.listen_https(host, https_port, store)).port
 
     def urls(self, hostname: str) -> list[str]:

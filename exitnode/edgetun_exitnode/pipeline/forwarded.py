@@ -44,7 +44,8 @@ def build_forwarded_head(head: RequestHead, peer: Peer, tunnel_id: str, service:
     fields: list[Field] = []
     for field in head.fields:
         name = field[0]
-        if name in CLAIMS:
+        # CGI and WSGI origins cannot tell `x_forwarded_for` from `x-forwarded-for`, so neither may a visitor write.
+        if name in CLAIMS or (b"_" in name and name.replace(b"_", b"-") in CLAIMS):
             continue
         if name == b"cdn-loop" and mark in field[1]:
             raise LoopDetected(

@@ -41,7 +41,12 @@ def bench() -> Bench:
 def test_the_agent_learns_who_asked_and_a_spoofed_claim_is_dropped(bench: Bench) -> None:
     session = bench.connect()
     head = request(
-        b"/", (b"x-forwarded-for", b"10.0.0.1"), (b"forwarded", b"for=evil"), (b"x-real-ip", b"1"), (b"accept", b"*/*")
+        b"/",
+        (b"x-forwarded-for", b"10.0.0.1"),
+        (b"forwarded", b"for=evil"),
+        (b"x-real-ip", b"1"),
+        (b"x_forwarded_for", b"2"),
+        (b"accept", b"*/*"),
     )
     bench.stage.open(head, PEER, True, Recorder())
     sent = session.opened[0].head
@@ -51,6 +56,7 @@ def test_the_agent_learns_who_asked_and_a_spoofed_claim_is_dropped(bench: Bench)
     assert sent.get_all(b"x-forwarded-proto") == [b"https"]
     assert sent.get_all(b"x-forwarded-host") == [b"shop.example.com"]
     assert sent.get(b"x-real-ip") is None
+    assert sent.get(b"x_forwarded_for") is None
     assert sent.get_all(b"via") == [b"1.1 edgetun"]
     assert sent.get(b"accept") == b"*/*"
 
