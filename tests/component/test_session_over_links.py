@@ -51,7 +51,7 @@ class Tunnel:
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the deadline is around it
             await asyncio.sleep(0.002)
 
 

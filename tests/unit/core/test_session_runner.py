@@ -199,7 +199,7 @@ async def test_a_drain_ends_at_its_deadline():
     await rest()
     two.edge.drain(0.05, "")
     async with asyncio.timeout(5):
-        while two.agent_ear.names[-1] != "closed":
+        while two.agent_ear.names[-1] != "closed":  # noqa: ASYNC110 - the deadline is around it
             await asyncio.sleep(0.01)
     assert isinstance(visitor.error, SessionLost)
 
@@ -208,7 +208,7 @@ async def test_a_silent_peer_is_given_up_by_the_timer():
     two = await Two(Welcome(ping_interval_s=0.02, dead_after_s=0.1)).connect()
     two.agent_link.write = lambda lane, data: None  # type: ignore[method-assign]
     async with asyncio.timeout(5):
-        while two.edge_ear.names[-1] != "closed":
+        while two.edge_ear.names[-1] != "closed":  # noqa: ASYNC110 - the deadline is around it
             await asyncio.sleep(0.01)
     assert isinstance(two.edge_ear.heard[-1][1], SessionLost)
 
