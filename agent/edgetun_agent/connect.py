@@ -84,6 +84,8 @@ class Agent:
         self._notices: set[str] = set()
         self._is_skew_said = False
         self._is_stopping = False
+        self._generation = 0
+        self._reopened_for = ""
 
     # ---- for its owner
 
@@ -118,6 +120,8 @@ class Agent:
 
     def reopen(self, reason: str) -> None:
         """Replaces every session by a new one, whose hello says what holds now; each old one ends when its exchanges have."""
+        self._reopened_for = reason
+        self._generation += 1
         for session in self._sessions:
             session.leave(reason)
 
@@ -208,6 +212,7 @@ class Agent:
             self.trust,
             self.quic_engine,
             self.sessions_changed,
+            self._generation,
         )
 
     def opened(self, attempt: Attempt) -> None:
@@ -229,6 +234,8 @@ class Agent:
         view = _view(session)
         log.info("connected to %s over %s", view.node, view.transport)
         self._look_at_clock(session)
+        if attempt.generation != self._generation:
+            session.leave(self._reopened_for)  # its hello was written before that
         assert session.runner is not None
         welcome = session.runner.welcome
         for service, reason in welcome.refused if welcome is not None else ():

@@ -134,7 +134,10 @@ class Attempt:
         trust: Trust,
         quic_engine: str,
         changed: Callable[[], None],
+        generation: int = 0,
     ) -> None:
+        self.generation = generation
+        """Which `Agent.reopen` the hello knows of."""
         self._endpoint = endpoint
         self._race = Race(transports)
         self._hello = hello

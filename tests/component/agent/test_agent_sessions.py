@@ -385,6 +385,26 @@ async def test_the_display_hears_of_sessions_as_they_come_and_go(
         await eventually(lambda: agent.sessions[0].rtt_s is not None)
 
 
+async def test_sessions_are_opened_anew_when_what_they_serve_has_changed(
+    authority: DevelopmentCA, identity: ServerIdentity
+) -> None:
+    services = [SERVICE]
+
+    def current(session_id: str) -> Hello:
+        return Hello(agent_id="laptop", session_id=session_id, credential="secret", services=tuple(services))
+
+    async with edge(identity, "tls") as node, agent_of(authority, node.endpoint(), hello=current) as agent:
+        await eventually(lambda: len(node.open) == 2)  # the agent may not know of both yet
+        old = list(node.open)
+        services.append("team-a/blog")
+        agent.reopen("the tunnels to serve have changed")
+        await eventually(lambda: len(node.open) == 2 and not set(old) & set(node.open))
+        assert [said.services for said in node.hellos[2:]] == [(SERVICE, "team-a/blog")] * 2
+        assert len({said.session_id for said in node.hellos}) == 4, "the old ones lived still"
+        assert [error for _, error in node.closed] == [None, None]
+        assert agent.counters.reconnects == 0
+
+
 @pytest.fixture(autouse=True)
 def _short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect_module, "LEAVE_WITHIN_S", 5.0)
