@@ -61,6 +61,7 @@ class SessionRunner:
         "_connect_timeout_s",
         "_decide",
         "_handler",
+        "_lanes_known",
         "_link",
         "_listener",
         "_loop",
@@ -97,6 +98,7 @@ class SessionRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._wake_pending = False
         self._closed = False
+        self._lanes_known = 0
         self.counters = SessionCounters()
 
     @classmethod
@@ -296,6 +298,8 @@ class SessionRunner:
         link = self._link
         if session is None or link is None:
             return
+        if link.lanes != self._lanes_known:
+            self._learn_lanes()
         counters = self.counters
         try:
             for lane, data in session.data_to_send():
@@ -324,7 +328,6 @@ class SessionRunner:
         session = self._session
         if session is None:
             return
-        self._learn_lanes()
         try:
             session.handle_timer(self._now())
         except Exception as bug:
@@ -334,7 +337,8 @@ class SessionRunner:
     def _learn_lanes(self) -> None:
         """Links may open lanes later; a lane once open stays."""
         if self._session is not None and self._link is not None:
-            self._session.mux.set_lanes(self._link.lanes, self._link.bulk_from)
+            self._lanes_known = self._link.lanes
+            self._session.mux.set_lanes(self._lanes_known, self._link.bulk_from)
 
     # --- SessionUser
 

@@ -1,7 +1,8 @@
 """What the two ends of a session say to each other about the session: hello, welcome, refusal, drain, close.
 
 The payloads are msgpack maps. A reader ignores names it does not know and uses the default for names that are missing, so a
-version may add to them; that is how an agent N speaks to an exit node N-1 and N+1.
+version may add to them; that is how an agent N speaks to an exit node N-1 and N+1. Hello and welcome say everything,
+defaults included: the defaults of a later version may be others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DEAD_AFTER_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
 
 
-class Windows(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Windows(Struct, frozen=True, kw_only=True):
     """What one end is ready to take, announced to the other."""
 
     exchange_window: int = EXCHANGE_WINDOW_BYTES
@@ -39,7 +40,7 @@ class Windows(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exchanges of the other end's opening that may be in flight at one time."""
 
 
-class Hello(Windows, frozen=True, kw_only=True, omit_defaults=True):
+class Hello(Windows, frozen=True, kw_only=True):
     """The agent's first frame, and lane 0's."""
 
     versions: tuple[int, ...] = VERSIONS
@@ -58,7 +59,7 @@ class Hello(Windows, frozen=True, kw_only=True, omit_defaults=True):
         return f"Hello(agent_id={self.agent_id!r}, session_id={self.session_id!r}, services={self.services!r})"
 
 
-class Welcome(Windows, frozen=True, kw_only=True, omit_defaults=True):
+class Welcome(Windows, frozen=True, kw_only=True):
     """The exit node's answer to a hello it accepts."""
 
     version: int = 1
