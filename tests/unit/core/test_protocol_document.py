@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.wire import frames_in
 
 from edgetun_core.errors import ERRORS_BY_CODE, Cancelled
 from edgetun_core.http.message import RequestHead, ResponseHead
@@ -15,6 +14,7 @@ from edgetun_core.wire import frames
 from edgetun_core.wire.frames import encode_frame, encode_reset, name_of
 from edgetun_core.wire.heads import encode_request, encode_response, encode_trailers
 from edgetun_core.wire.hello import Close, Drain, Hello, Refusal, Welcome, encode_control
+from support.wire import frames_in
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text("utf-8")
 EXAMPLES = [bytes.fromhex(block) for block in re.findall(r"```hex\n(.*?)```", DOCUMENT, re.DOTALL)]
