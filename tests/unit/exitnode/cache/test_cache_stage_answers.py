@@ -74,6 +74,20 @@ def test_a_response_is_asked_for_again_when_its_ttl_is_over():
     assert len(bench.origin) == 2
 
 
+def test_a_head_rendered_just_before_the_end_of_freshness_does_not_outlive_it():
+    """The age turns over at another moment than the freshness ends."""
+    bench = Bench()
+    bench.ask()
+    bench.time.advance(0.5)
+    bench.origin[0].answer()
+    bench.time.advance(0.6)
+    assert bench.ask().age == 1
+    bench.time.advance(0.39)
+    assert bench.ask().is_complete
+    bench.time.advance(0.01)
+    assert bench.ask().is_waiting
+
+
 def test_the_overrides_lifetime_starts_when_the_head_arrives():
     bench = Bench()
     bench.ask()

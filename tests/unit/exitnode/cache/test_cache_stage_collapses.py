@@ -199,6 +199,26 @@ def test_a_newcomer_of_the_variant_on_its_way_joins_it():
     assert len(bench.origin) == 2
 
 
+def test_a_follower_of_another_variant_joins_the_fetch_of_that_variant_that_is_on_its_way():
+    bench = Bench()
+    gzip = bench.ask(b"/", (b"accept-encoding", b"gzip"))
+    br = bench.ask(b"/", (b"accept-encoding", b"br"))
+    bench.time.advance(0.1)
+    bench.ask(method=b"POST")
+    bench.origin[1].answer()
+    bench.time.advance(0.1)
+    newer_br = bench.ask(b"/", (b"accept-encoding", b"br"))
+    bench.origin[2].answer_head(200, ((b"vary", b"accept-encoding"),))
+    bench.origin[2].send(b"bro")
+    bench.origin[0].answer(b"zipped", (b"vary", b"accept-encoding"))
+    assert gzip.body == b"zipped"
+    assert br.body == b"bro"
+    bench.origin[2].send(b"tli", end=True)
+    assert br.body == newer_br.body == b"brotli"
+    assert len(bench.origin) == 3
+    bench.check_nothing_left()
+
+
 def test_a_resource_that_varies_ever_more_sends_nobody_in_circles():
     bench = Bench()
     guests = [

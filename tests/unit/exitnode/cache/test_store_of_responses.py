@@ -88,6 +88,31 @@ def test_a_newcomer_takes_room_from_who_holds_most():
     assert store.tenant_bytes("loud") < 17 * EACH
 
 
+def test_room_is_taken_from_who_holds_most_and_not_from_who_came_first():
+    store = Store(20 * EACH)
+    for number in range(3):
+        put(store, b"first%d" % number, "first")
+    for number in range(17):
+        put(store, b"most%d" % number, "most")
+    for number in range(4):
+        put(store, b"new%d" % number, "new")
+    assert sum(b"first%d" % number in store.resources for number in range(3)) == 3
+    assert sum(b"new%d" % number in store.resources for number in range(4)) == 4
+
+
+def test_taking_out_what_the_hand_or_the_broom_points_at_leaves_them_in_the_queue():
+    store = Store(10 * EACH)
+    for number in range(30):
+        put(store, b"%d" % number)
+        shelf = store._shelves["t"]
+        for pointed in (shelf.hand, shelf.broom):
+            if pointed is not None and number % 3 == 0:
+                store.remove(pointed)
+    held = [one for resource in store.resources.values() for one in resource.variants.values()]
+    assert store.stored_bytes == sum(one.size_bytes for one in held) <= 10 * EACH
+    assert store.entry_count == len(held)
+
+
 def test_bodies_under_way_count_against_the_bounds_and_have_bounds_of_their_own():
     store = Store(20 * EACH)
     for number in range(19):
