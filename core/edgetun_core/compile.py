@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from edgetun_core.api.exitpool import ExitPool, PoolLimits
 from edgetun_core.api.explain import or_list
+from edgetun_core.api.meta import Resource
 from edgetun_core.api.policies import (
     CachePolicy,
     CollapsePolicy,
@@ -51,7 +52,7 @@ LONE_ORIGIN = "default"
 
 
 def compile_region(
-    resources: Sequence[Tunnel | ExitPool],
+    resources: Sequence[Resource],
     pool: str,
     region: str,
     version: int,
@@ -71,7 +72,7 @@ class Plan:
     `problems` are sorted. An error keeps a tunnel, or one of its hostnames, from being served; a warning does not.
     """
 
-    def __init__(self, resources: Sequence[Tunnel | ExitPool]) -> None:
+    def __init__(self, resources: Sequence[Resource]) -> None:
         found: list[Problem] = []
         self._pools = {pool.id: pool for pool in resources if isinstance(pool, ExitPool)}
         self._served: dict[str, tuple[Tunnel, TunnelRule]] = {}

@@ -11,7 +11,7 @@ from edgetun_control.adhoc import build_adhoc_tunnel
 from edgetun_control.registry import adhoc_tunnel_id
 from edgetun_control.store import Claim, StoreState
 from edgetun_core.api.exitpool import ExitPool, ExitPoolSpec, Region
-from edgetun_core.api.meta import Metadata
+from edgetun_core.api.meta import Metadata, Resource
 from edgetun_core.api.tunnel import Tunnel
 from edgetun_core.compile import Plan
 from edgetun_core.credentials import TokenState
@@ -36,7 +36,7 @@ def compile_state(state: StoreState, pool: str, region: str, now: float) -> Comp
     and keep their names.
     """
     loaded = state.manifests
-    resources: list[Tunnel | ExitPool] = list(loaded.resources)
+    resources: list[Resource] = list(loaded.resources)
     if not any(isinstance(resource, ExitPool) and resource.id == pool for resource in resources):
         resources.append(_build_pool(pool, region))
     manifest_ids = {resource.id for resource in resources if isinstance(resource, Tunnel)}

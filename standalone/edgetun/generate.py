@@ -18,11 +18,11 @@ from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from edgetun.cli import COMMANDS, TOKEN_COMMANDS
-from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.api.explain import example_text, models_in
+from edgetun_core.api.load import KINDS
 from edgetun_core.api.meta import Resource
 from edgetun_core.api.model import ApiModel
-from edgetun_core.api.tunnel import NamedOrigin, Origin, Route, Tunnel
+from edgetun_core.api.tunnel import NamedOrigin, Origin
 from edgetun_core.quantities import format_bytes, format_duration, format_rate
 from edgetun_core.settings import REQUIRED, SettingInfo, describe_settings
 
@@ -57,7 +57,7 @@ def build_resources_page() -> str:
         "| hostname | lower case, no port, `xn--` for other scripts; a leading `*.` stands for exactly one more label |",
         "",
     ]
-    for kind in (Tunnel, ExitPool):
+    for kind in KINDS.values():
         lines += _kind_section(kind)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -76,7 +76,7 @@ def _kind_section(kind: type[Resource]) -> list[str]:
 
 
 def _fields(model: type[ApiModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    for field in model.model_fields.values():
+    for name, field in model.model_fields.items():
         if prefix == "metadata." and field.description and field.description.startswith("Written by"):
             continue
         # What stands elsewhere already is listed once: an origin's fields, and the blocks that a route lays over the tunnel's.
@@ -85,7 +85,7 @@ def _fields(model: type[ApiModel], prefix: str) -> Iterator[tuple[str, FieldInfo
         path = f"{prefix}{field.alias}"
         yield path, field
         inner = next(models_in(field.annotation), None)
-        if inner is not None and not (model is Route and field.alias in ("cache", "collapse", "limits", "headers")):
+        if inner is not None and name not in model.laid_over:
             yield from _fields(inner, f"{path}[]." if _is_list(field.annotation) else f"{path}.")
 
 

@@ -59,9 +59,10 @@ def _choose_pool(pools: Sequence[ExitPool], name: str) -> ExitPool:
 
 def _certificates(pools: Iterable[ExitPool]) -> tuple[tuple[Path, Path], ...]:
     return tuple(
-        (Path(certificate.cert_file), Path(certificate.key_file))
+        (Path(certificate.cert_file), Path(certificate.key_file or ""))
         for pool in pools
         for certificate in pool.spec.certificates
+        if certificate.cert_file is not None
     )
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
-from edgetun_core.api.meta import Resource
-from edgetun_core.api.model import ApiModel, Broken, Rule, RuledModel, repeated
-from edgetun_core.api.names import Domain, FilePath, Label
-from edgetun_core.api.quantities import Bytes
+from edgetun_core.api.meta import Column, Resource, ready_columns
+from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, StatusModel, repeated
+from edgetun_core.api.names import Domain, FilePath, Hostname, Label, ObjectName
+from edgetun_core.api.pods import NodeSelector, PodTemplate, TopologySpread
+from edgetun_core.api.policies import overlay
+from edgetun_core.api.quantities import Bytes, Duration
+from edgetun_core.api.scaling import Autoscaling, Replicas, ServiceSpec
+from edgetun_core.api.status import Status
 from edgetun_core.quantities import quoted
 
 MAX_POOL_NAME = 30
@@ -18,25 +23,160 @@ MAX_REGION_NAME = 24
 """Together they fit a Service's name (63) with a prefix."""
 
 
-class Region(ApiModel):
-    """One place where the pool has exit nodes."""
+Percentage = Annotated[str, Field(max_length=4, pattern=r"^(100|[1-9][0-9]?)%$")]
+CountOrPercent = Annotated[
+    Annotated[int, Field(ge=1, le=1000)] | Percentage,
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": r"^(100|[1-9][0-9]?)%$", "maxLength": 4}),
+]
 
-    reserved: ClassVar[frozenset[str]] = frozenset(
-        {"replicas", "autoscaling", "nodeSelector", "affinity", "tolerations", "template", "service", "location", "capacity", "minReplicas", "maxReplicas", "cluster"}
-    )  # fmt: skip
+
+def _usual_spread() -> list[TopologySpread]:
+    return [TopologySpread(topology_key=f"{key}") for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")]
+
+
+def one_way_to_scale(model: Region | ExitPoolSpec) -> Iterator[Broken]:
+    """Both, a fixed number and a number that follows the load, would contradict each other."""
+    if model.replicas is not None and model.autoscaling is not None:
+        yield Broken(("replicas",), "stands beside autoscaling; keep one of them")
+
+
+class Region(RuledModel):
+    """One place where the pool has exit nodes, and what is different there."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"template", "location", "capacity", "cluster", "weight", "zones"})
+    laid_over: ClassVar[frozenset[str]] = frozenset({"service", "pod_template"})
 
     name: Label = Field(max_length=MAX_REGION_NAME, description="Name of the region.", examples=["eu-west"])
+    replicas: Replicas | None = Field(
+        default=None,
+        description="A fixed number of exit nodes here, without autoscaling; 0 empties the region.",
+        examples=[3],
+    )
+    autoscaling: Autoscaling | None = Field(default=None, description="Instead of `spec.autoscaling`, as a whole.")
+    service: ServiceSpec = Field(default_factory=ServiceSpec, description="What differs from `spec.service`.")
+    pod_template: PodTemplate = Field(default_factory=PodTemplate, description="What differs from `spec.podTemplate`.")
 
-
-class CertificateFiles(ApiModel):
-    """A certificate for visitors, from files; which hosts it is for stands in it."""
-
-    reserved: ClassVar[frozenset[str]] = frozenset(
-        {"secretName", "secretRef", "issuerRef", "acme", "hosts", "hostnames"}
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule("!has(self.replicas) || !has(self.autoscaling)", "say either replicas or autoscaling", one_way_to_scale),
     )
 
-    cert_file: FilePath = Field(description="PEM file with the certificate and its chain.", examples=["certs/shop.pem"])
-    key_file: FilePath = Field(description="PEM file with the private key.", examples=["certs/shop.key"])
+
+class IssuerRef(ApiModel):
+    """A cert-manager issuer."""
+
+    name: ObjectName = Field(description="Name of the issuer.", examples=["letsencrypt"])
+    kind: Literal["Issuer", "ClusterIssuer"] = Field(
+        default="ClusterIssuer", description="Its kind; an `Issuer` stands in edgetun's namespace."
+    )
+    group: ObjectName = Field(default="cert-manager.io", description="Its API group.")
+
+
+def _one_source_of_a_certificate(certificate: Certificate) -> Iterator[Broken]:
+    files = certificate.cert_file is not None or certificate.key_file is not None
+    if (certificate.cert_file is None) != (certificate.key_file is None):
+        missing = "keyFile" if certificate.key_file is None else "certFile"
+        yield Broken((missing,), f"is missing; add {missing}: certs/shop.{'key' if missing == 'keyFile' else 'pem'}")
+    if files + (certificate.secret_name is not None) + (certificate.issuer_ref is not None) > 1:
+        yield Broken((), "has more than one source; keep one of certFile and keyFile, secretName, issuerRef")
+    elif not files and certificate.secret_name is None and certificate.issuer_ref is None:
+        yield Broken((), "has no source; write certFile and keyFile, secretName, or issuerRef")
+
+
+def _hostnames_are_for_issuers(certificate: Certificate) -> Iterator[Broken]:
+    if certificate.issuer_ref is None and certificate.hostnames:
+        yield Broken(("hostnames",), "is for issuerRef only; the names of other certificates stand in them")
+
+
+class Certificate(RuledModel):
+    """A certificate for visitors: from files, from a Secret, or from cert-manager."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"secretRef", "acme", "hosts", "duration", "renewBefore"})
+
+    cert_file: FilePath | None = Field(
+        default=None,
+        description="PEM file with the certificate and its chain, for exit nodes without a cluster.",
+        examples=["certs/shop.pem"],
+    )
+    key_file: FilePath | None = Field(
+        default=None, description="PEM file with the private key.", examples=["certs/shop.key"]
+    )
+    secret_name: ObjectName | None = Field(
+        default=None, description="Secret of type `kubernetes.io/tls`, in edgetun's namespace.", examples=["shop-tls"]
+    )
+    issuer_ref: IssuerRef | None = Field(
+        default=None,
+        description="cert-manager issuer that the certificate is asked of.",
+        examples=["{name: letsencrypt}"],
+    )
+    hostnames: list[Hostname] = Field(
+        default_factory=list,
+        max_length=64,
+        description="With `issuerRef`: names of the certificate; empty: `spec.domains`.",
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.certFile) == has(self.keyFile) && [has(self.certFile), has(self.secretName), has(self.issuerRef)]"
+            ".filter(given, given).size() == 1",
+            "say one of certFile and keyFile, secretName, issuerRef",
+            _one_source_of_a_certificate,
+        ),
+        Rule(
+            "has(self.issuerRef) || !has(self.hostnames) || size(self.hostnames) == 0",
+            "hostnames are for issuerRef only",
+            _hostnames_are_for_issuers,
+        ),
+    )
+
+
+def _names_fit_from(allowed: AllowedNamespaces) -> Iterator[Broken]:
+    if allowed.from_ != "Selector" and (allowed.names or allowed.match_labels):
+        where = "names" if allowed.names else "matchLabels"
+        yield Broken((where,), f"has no effect with from {allowed.from_}; write from: Selector, or remove it")
+    elif allowed.from_ == "Selector" and not (allowed.names or allowed.match_labels):
+        yield Broken((), "selects no namespace; write names or matchLabels, or from: All")
+
+
+class AllowedNamespaces(RuledModel):
+    """Whose tunnels the pool serves. Files without a cluster know no labels: there `matchLabels` selects every namespace."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"matchExpressions", "selector"})
+
+    from_: Literal["All", "Same", "Selector"] = Field(
+        default="All",
+        alias="from",
+        description="`All` namespaces, the `Same` as edgetun's own, or those that `names` or `matchLabels` select.",
+    )
+    names: list[Label] = Field(
+        default_factory=list, max_length=256, description="Namespaces by name.", examples=[["team-a"]]
+    )
+    match_labels: NodeSelector = Field(
+        default_factory=dict, description="Namespaces by label; all of them must fit.", examples=[{"edge": "public"}]
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(self.from == 'Selector') == ((has(self.names) && size(self.names) > 0)"
+            " || (has(self.matchLabels) && size(self.matchLabels) > 0))",
+            "names or matchLabels go with from Selector, and only with it",
+            _names_fit_from,
+        ),
+    )
+
+
+class DisruptionBudget(ApiModel):
+    """How many exit nodes of a region may be away at one time for upkeep of the cluster (PodDisruptionBudget)."""
+
+    enabled: bool = Field(default=True, description="Whether there is one.")
+    max_unavailable: CountOrPercent = Field(
+        default=1, description="At most so many, or such a share.", examples=["25%"]
+    )
+
+
+class NetworkPolicySwitch(ApiModel):
+    """A NetworkPolicy: visitors and agents reach the exit nodes' ports, nobody anything else."""
+
+    enabled: bool = Field(default=True, description="Whether there is one.")
 
 
 class PoolLimits(ApiModel):
@@ -73,14 +213,38 @@ class PoolLimits(ApiModel):
     )
 
 
+def _node_ports_need_their_type(spec: ExitPoolSpec) -> Iterator[Broken]:
+    blocks: list[tuple[Location, ServiceSpec, ServiceSpec]] = [(("service",), spec.service, spec.service)]
+    blocks += [
+        (("regions", index, "service"), region.service, overlay(spec.service, region.service))
+        for index, region in enumerate(spec.regions)
+        if region.service.model_fields_set
+    ]
+    for where, said, whole in blocks:
+        if said.node_ports.are_given and whole.type != "NodePort":
+            yield Broken(
+                (*where, "nodePorts"), f"has no effect with type {whole.type}; write type: NodePort, or remove it"
+            )
+
+
+def _node_ports_belong_to_one_region(spec: ExitPoolSpec) -> Iterator[Broken]:
+    if spec.service.node_ports.are_given and len(spec.regions) > 1:
+        yield Broken(
+            ("service", "nodePorts"), "cannot be the same for several regions; write it in regions[].service.nodePorts"
+        )
+
+
+_NODE_PORTS_GIVEN = "(has({0}.http) || has({0}.https) || has({0}.tunnel))"
+
+
 class ExitPoolSpec(RuledModel):
     """Where the pool's exit nodes stand and what they may serve."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {
-            "allowedNamespaces", "namespaceSelector", "autoscaling", "template", "podTemplate", "service", "image", "mesh", "dns",
-            "externalDns", "network", "networkPolicy", "ports", "listeners", "issuer", "issuerRef", "access", "waf", "timeouts",
-            "replicas", "logging", "tracing", "capacity", "drain", "nodeSelector", "default", "compression", "http2", "http3",
+            "namespaceSelector", "template", "image", "mesh", "dns", "externalDns", "network", "ports", "listeners", "issuer",
+            "issuerRef", "access", "waf", "timeouts", "logging", "tracing", "capacity", "nodeSelector", "default",
+            "compression", "http2", "http3",
         }
     )  # fmt: skip
 
@@ -93,12 +257,39 @@ class ExitPoolSpec(RuledModel):
         description="Hostnames that tunnels may claim: `shop.example.com`, `*.example.com` (exactly one more label), or `*` for any.",
         examples=[["*.tunnels.example.com"]],
     )
-    certificates: list[CertificateFiles] = Field(
+    certificates: list[Certificate] = Field(
         default_factory=list,
-        max_length=256,
-        description="Certificates for visitors, when exit nodes run without a cluster. Other hosts get one from the development CA.",
+        max_length=64,
+        description="Certificates for visitors. Other hosts get one from edgetun's own CA.",
     )
     limits: PoolLimits = Field(default_factory=PoolLimits, description="Bounds of every exit node.")
+    allowed_namespaces: AllowedNamespaces = Field(
+        default_factory=AllowedNamespaces, description="Namespaces whose tunnels may use the pool."
+    )
+    replicas: Replicas | None = Field(
+        default=None,
+        description="A fixed number of exit nodes per region, without autoscaling; neither: 1.",
+        examples=[2],
+    )
+    autoscaling: Autoscaling | None = Field(
+        default=None, description="How many exit nodes every region has, by load.", examples=["{minReplicas: 2}"]
+    )
+    service: ServiceSpec = Field(default_factory=ServiceSpec, description="How every region's exit nodes are reached.")
+    pod_template: PodTemplate = Field(default_factory=PodTemplate, description="Changes to the pods of every region.")
+    topology_spread: list[TopologySpread] = Field(
+        default_factory=_usual_spread,
+        max_length=8,
+        description="How exit nodes of a region are spread; by default over zones, then over nodes, where that is possible.",
+    )
+    disruption_budget: DisruptionBudget = Field(
+        default_factory=DisruptionBudget, description="How many may be away at one time for upkeep."
+    )
+    network_policy: NetworkPolicySwitch = Field(
+        default_factory=NetworkPolicySwitch, description="Whether only the ports that are needed can be reached."
+    )
+    drain: Duration = Field(
+        default=30.0, ge=1, le=3600, description="How long requests in flight may take to end when an exit node goes."
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -111,6 +302,47 @@ class ExitPoolSpec(RuledModel):
             "a domain is listed twice",
             lambda spec: repeated(spec.domains, "domains"),
         ),
+        Rule("!has(self.replicas) || !has(self.autoscaling)", "say either replicas or autoscaling", one_way_to_scale),
+    )
+
+
+class RegionAddress(StatusModel):
+    """Where a region is reached. A port of 0 is not offered."""
+
+    host: str = Field(description="Name or address.", max_length=253)
+    http_port: int = Field(default=0, ge=0, le=65535, description="Plain HTTP.")
+    https_port: int = Field(default=0, ge=0, le=65535, description="HTTPS.")
+    tunnel_port: int = Field(default=0, ge=0, le=65535, description="Agents over TCP.")
+    quic_port: int = Field(default=0, ge=0, le=65535, description="Agents over UDP.")
+
+
+class RegionStatus(StatusModel):
+    """How one region stands."""
+
+    name: str = Field(description="Name of the region.", max_length=MAX_REGION_NAME)
+    desired: int = Field(default=0, ge=0, description="Exit nodes wanted.")
+    available: int = Field(default=0, ge=0, description="Exit nodes that serve.")
+    sessions: int = Field(default=0, ge=0, description="Agents' sessions.")
+    addresses: list[RegionAddress] = Field(
+        default_factory=list, max_length=32, description="Where visitors and agents reach it."
+    )
+    reason: str = Field(default="", max_length=128, description="Why it is not as wanted.")
+    message: str = Field(default="", max_length=1024, description="The same for people.")
+
+
+class ExitPoolStatus(Status):
+    """How the pool stands."""
+
+    region_names: str = Field(default="", max_length=2048, description="Names of the regions, for `kubectl get`.")
+    desired: int = Field(default=0, ge=0, description="Exit nodes wanted, in all regions.")
+    available: int = Field(default=0, ge=0, description="Exit nodes that serve, in all regions.")
+    sessions: int = Field(default=0, ge=0, description="Agents' sessions, in all regions.")
+    tunnels: int = Field(default=0, ge=0, description="Tunnels that the pool serves.")
+    regions: list[RegionStatus] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Region by region.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
 
 
@@ -127,12 +359,22 @@ class ExitPool(Resource, RuledModel):
     """A fleet of exit nodes: the edge that visitors reach."""
 
     namespaced: ClassVar[bool] = False
+    plural: ClassVar[str] = "exitpools"
+    short_names: ClassVar[tuple[str, ...]] = ("xp",)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("Regions", ".status.regionNames", description="Regions of the pool."),
+        Column("Desired", ".status.desired", "integer", "Exit nodes wanted."),
+        Column("Available", ".status.available", "integer", "Exit nodes that serve."),
+        Column("Sessions", ".status.sessions", "integer", "Agents' sessions."),
+        *ready_columns(),
+    )
 
     kind: Literal["ExitPool"] = Field(default="ExitPool", description="`ExitPool`.")
     spec: ExitPoolSpec = Field(
         description="Where the pool's exit nodes stand and what they may serve.",
         examples=["{regions: [...], domains: [...]}"],
     )
+    status: ExitPoolStatus | None = Field(default=None, description="Written by edgetun.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -140,4 +382,33 @@ class ExitPool(Resource, RuledModel):
             f"an exit pool's name has at most {MAX_POOL_NAME} characters and no '.'",
             _short_name,
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPlan:
+    """One region with what the pool says for all of them: `replicas` counts where `autoscaling` is None."""
+
+    name: str
+    replicas: int
+    autoscaling: Autoscaling | None
+    service: ServiceSpec
+    pod_template: PodTemplate
+
+
+def region_plans(spec: ExitPoolSpec) -> tuple[RegionPlan, ...]:
+    """Every region as it is to be, in the order of the resource."""
+    return tuple(_region_plan(spec, region) for region in spec.regions)
+
+
+def _region_plan(spec: ExitPoolSpec, region: Region) -> RegionPlan:
+    replicas, autoscaling = region.replicas, region.autoscaling
+    if replicas is None and autoscaling is None:
+        replicas, autoscaling = spec.replicas, spec.autoscaling
+    return RegionPlan(
+        name=region.name,
+        replicas=1 if replicas is None else replicas,
+        autoscaling=autoscaling,
+        service=overlay(spec.service, region.service),
+        pod_template=overlay(spec.pod_template, region.pod_template),
     )

@@ -14,20 +14,24 @@ from typing import Any, BinaryIO, Final
 
 from pydantic import ValidationError
 
+from edgetun_core.api.agent import Agent
 from edgetun_core.api.exitpool import ExitPool
-from edgetun_core.api.explain import NOT_AVAILABLE, Explained, explain, field_text, location_of, or_list
+from edgetun_core.api.explain import Explained, explain, field_text, location_of, or_list
 from edgetun_core.api.meta import API_VERSION, GROUP
 from edgetun_core.api.model import Location
 from edgetun_core.api.quantities import FROM_TEXT
+from edgetun_core.api.reservation import HostnameReservation
+from edgetun_core.api.token import AgentToken
 from edgetun_core.api.tunnel import Tunnel
 from edgetun_core.api.yaml_nodes import MAX_TEXT_BYTES, Node, YamlError, read_documents
 from edgetun_core.problem import Problem, Severity, sort_problems
 from edgetun_core.quantities import one_line, quoted
 
-AnyResource = Tunnel | ExitPool
+AnyResource = Tunnel | ExitPool | AgentToken | Agent | HostnameReservation
 
-KINDS: Final[dict[str, type[Tunnel | ExitPool]]] = {"Tunnel": Tunnel, "ExitPool": ExitPool}
-PLANNED_KINDS: Final = frozenset({"AgentToken", "Agent", "HostnameReservation"})
+KINDS: Final[dict[str, type[AnyResource]]] = {
+    kind.__name__: kind for kind in (Tunnel, ExitPool, AgentToken, Agent, HostnameReservation)
+}
 MAX_FILES: Final = 10_000
 MAX_PROBLEMS: Final = 1_000
 """What is kept of the problems of one set of files; nobody reads more."""
@@ -184,8 +188,6 @@ class _Reader:
             wrong.append(Explained(("apiVersion",), "NotAvailable", message))
         if not isinstance(kind, str):
             wrong.append(Explained(("kind",), "FieldMissing", f"is missing; add kind: {or_list(list(KINDS))}"))
-        elif kind in PLANNED_KINDS:
-            wrong.append(Explained(("kind",), "NotAvailable", f"{quoted(kind)} {NOT_AVAILABLE}; remove the resource"))
         elif kind not in KINDS:
             wrong.append(
                 Explained(("kind",), "InvalidValue", f"{quoted(kind)} is not a kind; write {or_list(list(KINDS))}")

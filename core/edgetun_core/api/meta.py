@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -14,6 +14,8 @@ GROUP: Final = "edgetun.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = "edgetun.dev/v1alpha1"
 DEFAULT_NAMESPACE: Final = "default"
+OWN_LABELS: Final = ("edgetun.dev/", "app.kubernetes.io/")
+"""Beginnings of the labels that edgetun writes itself; the selectors of its objects rest on them."""
 
 
 def _check_timestamp(value: str) -> str:
@@ -52,11 +54,35 @@ class Metadata(ApiModel):
     finalizers: list[str] = Field(default_factory=list, description="Written by controllers.")
 
 
+class Column(NamedTuple):
+    """A column of `kubectl get`. `wide` ones show with `-o wide` only."""
+
+    name: str
+    path: str
+    type: Literal["string", "integer", "date"] = "string"
+    description: str = ""
+    wide: bool = False
+
+
+def ready_columns() -> tuple[Column, ...]:
+    """What all kinds with conditions show: whether all is well, and why not."""
+    ready = '.status.conditions[?(@.type=="Ready")]'
+    return (
+        Column("Ready", f"{ready}.status", description="Whether all is well."),
+        Column("Reason", f"{ready}.reason", description="Why it is, or is not.", wide=True),
+        Column("Message", f"{ready}.message", description="The same for people.", wide=True),
+    )
+
+
 class Resource(ApiModel):
     """Base of the kinds."""
 
     namespaced: ClassVar[bool] = True
-    max_name_length: ClassVar[int] = 253
+    plural: ClassVar[str] = ""
+    """Name in the API's paths and of the CRD."""
+    short_names: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[Column, ...]] = ()
+    """What `kubectl get` prints, besides the name; `Age` comes last by itself."""
 
     api_version: Literal["edgetun.dev/v1alpha1"] = Field(
         default=API_VERSION, description="Group and version of the resource: `edgetun.dev/v1alpha1`."

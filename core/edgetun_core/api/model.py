@@ -54,6 +54,24 @@ class ApiModel(BaseModel):
     reserved_values: ClassVar[dict[str, frozenset[str]]] = {}
     """The same for values of a field (by its name in YAML)."""
 
+    laid_over: ClassVar[frozenset[str]] = frozenset()
+    """Fields (by their names in Python) whose block is laid over another one: what it leaves out stays, so the CRD fills in
+    no defaults in there."""
+    immutable: ClassVar[frozenset[str]] = frozenset()
+    """Fields (by their names in Python) that cannot be changed once they are set."""
+
+
+class StatusModel(BaseModel):
+    """Base of what controllers write and read back. Unknown fields are ignored, so that one version behind still reads it."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="ignore",
+        frozen=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
 
 class RuledModel(ApiModel):
     """A model with rules over several of its fields."""

@@ -21,7 +21,16 @@ FIELD_VALUE_PATTERN: Final = r"^[\t\x20-\x7e]*$"
 ORIGIN_URL_PATTERN: Final = r"^(https?://[^/?#@\s]+(/[^?#\s]*)?|unix:///[^?#\s]+)$"
 QUERY_NAME_PATTERN: Final = r"^[^&=#\s*]*\*?$"
 
+LABEL_KEY_PATTERN: Final = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE_PATTERN: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+
+MAX_HOSTNAME: Final = 245
+"""Of the 253 that DNS allows, so that the name of a hostname's reservation can say a little more."""
+
 _label = re.compile(LABEL_PATTERN, re.ASCII)
+_label_key = re.compile(LABEL_KEY_PATTERN, re.ASCII)
+_label_value = re.compile(LABEL_VALUE_PATTERN, re.ASCII)
+_quantity = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
 _subdomain = re.compile(SUBDOMAIN_PATTERN, re.ASCII)
 _hostname = re.compile(HOSTNAME_PATTERN, re.ASCII)
 _path = re.compile(PATH_PATTERN, re.ASCII)
@@ -80,6 +89,8 @@ def check_hostname(value: str) -> str:
     """A host that visitors ask for: lower case, no port; a leading `*.` stands for exactly one more label."""
     if value == "*":
         raise ValueError('"*" is every host there is; name the host, or write *.example.com')
+    if MAX_HOSTNAME < len(value) <= 253 and _hostname.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is too long; write at most {MAX_HOSTNAME} characters")
     return _check_host(value, "hostname")
 
 
@@ -207,6 +218,37 @@ def check_host_header(value: str) -> str:
     return value
 
 
+def check_label_key(value: str) -> str:
+    """The key of a label or annotation: a name, which a DNS subdomain and `/` may stand before."""
+    if len(value) > 316 or not _label_key.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is not a label's key; write a name such as example.com/team")
+    return value
+
+
+def check_label_value(value: str) -> str:
+    """The value of a label."""
+    if not _label_value.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is not a label's value; write letters, digits, '-', '_' and '.', at most 63")
+    return value
+
+
+def check_tunnel_pattern(value: str) -> str:
+    """Names of tunnels in one namespace; `*` stands for any run of characters."""
+    if not _subdomain.fullmatch(value.replace("*", "x")):
+        raise ValueError(
+            f"{quoted(value)} is not a tunnel's name; write a name of this namespace, such as shop or preview-*"
+        )
+    return value
+
+
+def check_quantity(value: str | int) -> str | int:
+    """An amount of a resource as Kubernetes writes it: `500m`, `2`, `1Gi`."""
+    text = str(value)
+    if isinstance(value, bool) or not _quantity.fullmatch(text):
+        raise ValueError(f"{quoted(value)} is not a quantity; write 500m, 2 or 1Gi")
+    return value
+
+
 def check_file_path(value: str) -> str:
     """A file on the machine where the process runs; relative paths start at its working directory."""
     if not value or not value.isprintable():
@@ -220,7 +262,9 @@ def _text(pattern: str, max_length: int, min_length: int = 1) -> WithJsonSchema:
 
 Label = Annotated[str, AfterValidator(check_label), _text(LABEL_PATTERN, 63)]
 ObjectName = Annotated[str, AfterValidator(check_object_name), _text(SUBDOMAIN_PATTERN, 253)]
-Hostname = Annotated[str, AfterValidator(check_hostname), _text(HOSTNAME_PATTERN, 253)]
+LabelKey = Annotated[str, AfterValidator(check_label_key), _text(LABEL_KEY_PATTERN, 316)]
+LabelValue = Annotated[str, AfterValidator(check_label_value), _text(LABEL_VALUE_PATTERN, 63, min_length=0)]
+Hostname = Annotated[str, AfterValidator(check_hostname), _text(HOSTNAME_PATTERN, MAX_HOSTNAME)]
 Domain = Annotated[str, AfterValidator(check_domain), _text(DOMAIN_PATTERN, 253)]
 UrlPath = Annotated[str, Field(max_length=1024), AfterValidator(check_path), _text(PATH_PATTERN, 1024)]
 FieldName = Annotated[str, Field(max_length=128), AfterValidator(check_field_name), _text(FIELD_NAME_PATTERN, 128)]

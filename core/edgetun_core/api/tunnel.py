@@ -11,11 +11,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from edgetun_core.api.meta import Resource
+from edgetun_core.api.meta import Column, Resource, ready_columns
 from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, repeated
 from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, OriginUrl, UrlPath
 from edgetun_core.api.policies import CachePolicy, CollapsePolicy, HeaderPolicy, LimitPolicy, overlay
 from edgetun_core.api.quantities import Duration
+from edgetun_core.api.status import Status
 from edgetun_core.quantities import quoted
 
 DEFAULT_POOL = "default"
@@ -212,6 +213,8 @@ class Route(RuledModel):
             "respond", "methods", "method", "hostnames", "match", "retries", "timeouts", "weight", "budget",
         }
     )  # fmt: skip
+
+    laid_over: ClassVar[frozenset[str]] = frozenset({"cache", "collapse", "limits", "headers"})
 
     path: RoutePath = Field(description="Which paths the route is for.", examples=["{prefix: /api}"])
     origin: Label | None = Field(
@@ -415,8 +418,31 @@ class TunnelSpec(RuledModel):
     )
 
 
+class TunnelStatus(Status):
+    """How the tunnel stands."""
+
+    hostnames: list[Hostname] = Field(default_factory=list, max_length=64, description="Hostnames that are served.")
+    regions: list[Label] = Field(default_factory=list, max_length=64, description="Regions that serve it.")
+    url: str = Field(default="", max_length=512, description="Where visitors find it.")
+    agents: int = Field(default=0, ge=0, description="Agents that are connected for it.")
+    transport: str = Field(
+        default="", max_length=32, description="How they are connected: `quic`, `tls`, or both with a comma."
+    )
+
+
 class Tunnel(Resource):
     """Hostnames that lead to a local server through exit nodes near the visitors."""
 
+    plural: ClassVar[str] = "tunnels"
+    short_names: ClassVar[tuple[str, ...]] = ("tun",)
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("Host", ".spec.hostnames[0]", description="First of its hostnames."),
+        Column("Pool", ".spec.pool.name", description="ExitPool that serves it."),
+        Column("Transport", ".status.transport", description="How agents are connected."),
+        Column("Agents", ".status.agents", "integer", "Agents that are connected."),
+        *ready_columns(),
+    )
+
     kind: Literal["Tunnel"] = Field(default="Tunnel", description="`Tunnel`.")
     spec: TunnelSpec = Field(description="What the tunnel serves.", examples=["{hostnames: [...], origin: {url: ...}}"])
+    status: TunnelStatus | None = Field(default=None, description="Written by edgetun.")

@@ -100,9 +100,15 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
         ("just words", '"just words" stands where a resource should'),
         ("- a\n- b", "a list stands where a resource should"),
         ("kind: Tunnel", "apiVersion: is missing; add apiVersion: edgetun.dev/v1alpha1"),
-        ("apiVersion: edgetun.dev/v1alpha1", "kind: is missing; add kind: Tunnel or ExitPool"),
+        (
+            "apiVersion: edgetun.dev/v1alpha1",
+            "kind: is missing; add kind: Tunnel, ExitPool, AgentToken, Agent or HostnameReservation",
+        ),
         ("apiVersion: edgetun.dev/v2\nkind: Tunnel", '"edgetun.dev/v2" is not a version this edgetun reads'),
-        ("apiVersion: edgetun.dev/v1alpha1\nkind: Tunel", '"Tunel" is not a kind; write Tunnel or ExitPool'),
+        (
+            "apiVersion: edgetun.dev/v1alpha1\nkind: Tunel",
+            '"Tunel" is not a kind; write Tunnel, ExitPool, AgentToken, Agent or HostnameReservation',
+        ),
         ("apiVersion: edgetun.dev/v1alpha1\nkind: Tunnel\nmetadata: 5\nspec: {}", "metadata: is not a mapping"),
     ],
 )

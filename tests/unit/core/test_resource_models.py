@@ -202,12 +202,6 @@ def test_a_protocol_that_is_planned_says_that_it_is_not_available_yet(protocol: 
     ]
 
 
-@pytest.mark.parametrize("kind", ["AgentToken", "Agent", "HostnameReservation"])
-def test_a_kind_that_is_planned_says_that_it_is_not_available_yet(kind: str) -> None:
-    data = tunnel() | {"kind": kind}
-    assert told(data) == [f'kind: "{kind}" is not available in this version; remove the resource']
-
-
 def models(of: type[ApiModel]) -> set[type[ApiModel]]:
     found = {of}
     for below in of.__subclasses__():
@@ -388,7 +382,7 @@ def test_a_wrong_value_is_told_with_its_remedy(spec: dict[str, Any], message: st
         ({"regions": [{"name": "x" * 25}]}, f'spec.regions[0].name: "{"x" * 25}" is too long; write at most 24 characters'),
         ({"domains": ["a.b", "a.b"]}, 'spec.domains[1]: "a.b" is there already as domains[0]; remove one of them'),
         ({"domains": ["10.0.0.1"]}, 'spec.domains[0]: "10.0.0.1" is an address; a domain is a name, such as shop.example.com'),
-        ({"allowedNamespaces": ["a"]}, "spec.allowedNamespaces: is not available in this version; remove it"),
+        ({"externalDns": {}}, "spec.externalDns: is not available in this version; remove it"),
         ({"certificates": [{"certFile": "a.pem"}]}, "spec.certificates[0].keyFile: is missing; add keyFile: certs/shop.key"),
         ({"limits": {"maxConnections": 0}}, "spec.limits.maxConnections: 0 is too small; the least is 1"),
         ({"limits": {"maxRequestHeadBytes": "1k"}}, 'spec.limits.maxRequestHeadBytes: "1k" is too small; the least is 4Ki'),
