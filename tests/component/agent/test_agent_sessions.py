@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgetun_agent import connect as connect_module
+from edgetun_agent import dialling as dialling_module
 from edgetun_agent import race as race_module
 from edgetun_agent.connect import Agent
 from edgetun_agent.observe import SessionView, SilentListener
@@ -20,6 +21,7 @@ from edgetun_core.errors import AuthError, Draining, EdgetunError, NotFound, Ups
 from edgetun_core.http.message import RequestHead
 from edgetun_core.pki import DevelopmentCA, ServerIdentity
 from edgetun_core.snapshot import OriginRule, RouteRule, TunnelRule
+from edgetun_core.transport.link import LinkUser
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
 from support.edge import TestEdge, edge
 from support.exchanges import PEER, Answerer, request
@@ -137,6 +139,51 @@ async def test_tls_takes_over_when_udp_is_dead(
         assert set(node.transports) == {"tls"}
         assert len(node.hellos) == 2, "a transport that lost must not have said hello"
         assert agent.counters.fallbacks >= 1
+
+
+class DeafLink:
+    """A link whose peer never answers; keeps what is done to it."""
+
+    engine = "fake"
+    lanes = bulk_from = 1
+    peer_address = ("192.0.2.1", 443)
+    rtt_s = None
+
+    def __init__(self, transport: str, user: LinkUser) -> None:
+        self.transport = transport
+        self.user = user
+        self.done: list[str] = []
+
+    def write(self, lane: int, data: bytes) -> None:
+        self.done.append("write")
+
+    def close(self, code: int, reason: str) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        self.done.append("abort")
+        asyncio.get_running_loop().call_soon(self.user.on_closed, None)
+
+
+async def test_of_two_links_that_open_at_the_same_moment_only_one_says_hello(
+    authority: DevelopmentCA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links: list[DeafLink] = []
+
+    async def dial(engine: str, host: str, port: int, *, user: LinkUser, **_: Any) -> DeafLink:
+        link = DeafLink("tls" if engine == "tls" else "quic", user)
+        links.append(link)
+        if len(links) == 2:
+            for opened in links:
+                asyncio.get_running_loop().call_soon(opened.user.on_open, opened)
+        await asyncio.sleep(DEADLINE_S)
+        return link
+
+    monkeypatch.setattr(dialling_module, "dial", dial)
+    monkeypatch.setattr(race_module.Race.__init__, "__defaults__", (0.01,))
+    async with agent_of(authority, Endpoint("192.0.2.1", 443, 443), sessions=1):
+        await eventually(lambda: len(links) == 2 and all(link.done for link in links))
+        assert sorted(link.done for link in links) == [["abort"], ["write"]]
 
 
 async def test_dead_udp_is_remembered_so_the_next_session_starts_with_tls(

@@ -15,6 +15,7 @@ import uvloop
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin import connection as connection_module
 from edgetun_agent.origin.client import OriginClient
+from edgetun_agent.origin.connect import OriginDialler
 from edgetun_agent.origin.health import HealthState
 from edgetun_core.errors import (
     Cancelled,
@@ -668,6 +669,7 @@ async def test_the_response_timeout_counts_from_the_end_of_the_request() -> None
     async def script(connection: ScriptedConnection) -> None:
         await connection.request()
         await connection.read(4)
+        await asyncio.sleep(0.12)
         await connection.send(response())
         await connection.closed()
 
@@ -921,6 +923,17 @@ async def test_a_request_does_not_wait_for_a_connection_for_ever() -> None:
         assert "stayed busy" in str(visitor.error)
 
 
+async def test_those_who_wait_get_a_new_connection_when_the_old_one_is_not_kept() -> None:
+    async with served(answering(response(b"x", b"connection: close")), max_connections=1) as (client, origin):
+        visitors = [Visitor() for _ in range(5)]
+        for visitor in visitors:
+            client.open(request(), PEER, True, visitor)
+        for visitor in visitors:
+            await visitor.ended()
+            assert visitor.body == b"x"
+        assert origin.connections == 5
+
+
 # ---- reaching the origin
 
 
@@ -993,6 +1006,30 @@ async def test_a_server_that_hangs_up_on_every_connection_does_not_leave_request
     async with served(script) as (client, _):
         visitor = await ask(client)
         assert isinstance(visitor.error, UpstreamBroken)
+
+
+@pytest.mark.parametrize("says", [b"", b"220 mail.example.com ESMTP\r\n"], ids=["hangs up", "speaks first"])
+async def test_a_connection_that_is_dead_before_it_can_be_used_is_no_connection(
+    says: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = OriginDialler.connect
+
+    async def late(self: OriginDialler, factory: Any) -> Any:
+        made = await connect(self, factory)
+        await eventually(made.transport.is_closing)
+        return made
+
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.send(says)
+        if says:
+            await connection.closed()
+
+    monkeypatch.setattr(OriginDialler, "connect", late)
+    async with served(script) as (client, _):
+        visitor = await ask(client)
+        assert isinstance(visitor.error, UpstreamBroken)
+        assert "did not wait for a request" in str(visitor.error)
+        assert client.in_flight == 0
 
 
 async def test_a_server_that_speaks_first_is_not_http() -> None:
