@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -169,6 +171,26 @@ async def test_chunks_may_be_split_anywhere(place: Place) -> None:
         assert str(link._remote_error) == "why"
         if link._deadline is not None:
             link._deadline.cancel()
+
+
+def handshakes_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(kept, ssl.SSLObject) for kept in gc.get_objects())
+
+
+async def test_a_dial_that_is_cancelled_in_its_handshake_is_freed(place: Place) -> None:
+    before = handshakes_in_memory()
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen()
+        tasks = [asyncio.create_task(place.dial(port=hole.getsockname()[1])) for _ in range(5)]
+        await eventually(lambda: handshakes_in_memory() == before + 5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks.clear()  # their tracebacks
+        del task
+        await eventually(lambda: handshakes_in_memory() == before)
 
 
 class Greeter(asyncio.Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 from typing import cast
 
@@ -84,17 +85,51 @@ class _Dialling:
         self._bulk: _DialledLane | None = None
 
     async def connect(self, lane: _DialledLane) -> None:
+        """Raises `OSError` (also `ssl.SSLError`) or `TimeoutError`."""
+        until = asyncio.get_running_loop().time() + self.timeout_s
+        await self._handshake(await self._connect_tcp(until), lane, until)
+
+    async def _connect_tcp(self, until: float) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self.timeout_s):
-            await loop.create_connection(
-                lambda: lane,
-                self.host,
-                self.port,
-                ssl=self.context,
+        async with asyncio.timeout_at(until):
+            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        failure: Exception = OSError(f"{self.host} has no address")
+        for position, (family, _, _, _, address) in enumerate(found):
+            try:
+                async with asyncio.timeout((until - loop.time()) / (len(found) - position)):
+                    transport, _ = await loop.create_connection(
+                        asyncio.Protocol, str(address[0]), int(address[1]), family=family, flags=socket.AI_NUMERICHOST
+                    )
+                return transport
+            except (OSError, TimeoutError) as error:
+                failure = error
+        raise failure
+
+    async def _handshake(self, plain: asyncio.Transport, lane: _DialledLane, until: float) -> None:
+        # uvloop never frees a connection that is cancelled in its TLS handshake. So the handshake is not: it runs in a task of
+        # its own, and whoever loses interest aborts the connection under it, which ends it at once.
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(
+            loop.start_tls(
+                plain,
+                lane,
+                self.context,
                 server_hostname=self.name,
-                ssl_handshake_timeout=self.timeout_s,
+                ssl_handshake_timeout=max(0.01, until - loop.time()),
                 ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
             )
+        )
+        try:
+            transport = await asyncio.shield(task)
+        except ConnectionAbortedError:
+            raise TimeoutError from None  # how both loops tell that the handshake took too long
+        except asyncio.CancelledError:
+            plain.abort()
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("closed in the handshake")
+        lane.connection_made(transport)
 
     def open_bulk(self, link: TlsLink) -> None:
         self._bulk = _DialledLane(BULK, link)
