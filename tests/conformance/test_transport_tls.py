@@ -190,7 +190,7 @@ async def test_a_dial_that_is_cancelled_in_its_handshake_is_freed(place: Place) 
         await asyncio.gather(*tasks, return_exceptions=True)
         tasks.clear()  # their tracebacks
         del task
-        await eventually(lambda: handshakes_in_memory() == before)
+        await eventually(lambda: handshakes_in_memory() == before, within_s=2)
 
 
 class Greeter(asyncio.Protocol):
