@@ -22,11 +22,11 @@ from edgetun_cluster.kinds import Object
 from edgetun_core.credentials import SigningKey
 from edgetun_core.errors import ConfigError
 
-CA_SECRET: Final = "edgetun-ca"
-SIGNING_KEYS_SECRET: Final = "edgetun-signing-keys"
-CONTROL_TLS_SECRET: Final = "edgetun-control-tls"
+CA_SECRET: Final = "edgetun-ca"  # noqa: S105 - a name
+SIGNING_KEYS_SECRET: Final = "edgetun-signing-keys"  # noqa: S105 - a name
+CONTROL_TLS_SECRET: Final = "edgetun-control-tls"  # noqa: S105 - a name
 
-TOKEN_KEY: Final = "token"
+TOKEN_KEY: Final = "token"  # noqa: S105 - a name
 """Key of the cluster token's text in the Secret of an AgentToken."""
 EXIT_NODE_AUDIENCE: Final = "edgetun-control"
 """Audience of the ServiceAccount token by which an exit node shows control who it is."""
