@@ -6,12 +6,14 @@ the time limit of the test that needs them begins to run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from support.kube_binaries import Binaries, NotHere, find_or_build
+from support.node import what_is_missing_for_a_node
 
 HERE = Path(__file__).parent
 
@@ -45,14 +47,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Outside pytest-timeout's own wrapper: a build takes minutes, and says so."""
-    found = item.config.stash[BINARIES]
     for fixture, what in NEEDS.items():
-        if fixture in getattr(item, "fixturenames", ()) and what not in found:
-            try:
-                found[what] = find_or_build(lambda line: _tell(item.config, line), node=what == "node")
-            except NotHere as reason:
-                found[what] = reason
+        if fixture in getattr(item, "fixturenames", ()) and what not in item.config.stash[BINARIES]:
+            _look_for(what, item.session)
     return (yield)
+
+
+def _look_for(what: str, session: pytest.Session) -> None:
+    found = session.config.stash[BINARIES]
+    reason = what_is_missing_for_a_node()
+    wants_node = any("node_binaries" in getattr(item, "fixturenames", ()) for item in session.items)
+    if what == "node" and reason:
+        found[what] = NotHere(reason)
+        return
+    try:
+        # what will be needed later is built at the same time: the parts share what they download
+        node = what == "node" or (wants_node and not reason and "KUBEBUILDER_ASSETS" not in os.environ)
+        found[what] = find_or_build(lambda line: _tell(session.config, line), node=node)
+    except NotHere as why:
+        found[what] = why
 
 
 def _tell(config: pytest.Config, line: str) -> None:
