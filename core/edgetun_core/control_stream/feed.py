@@ -123,4 +123,3 @@ class Feed:
             return None
         self._sent = digest
         return self._history.message_from(self._have)
-
