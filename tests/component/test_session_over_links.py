@@ -14,7 +14,7 @@ from edgetun_core.pki import DevelopmentCA, ServerIdentity, Trust
 from edgetun_core.transport import engines
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.wire.hello import Hello, Welcome
-from edgetun_core.wire.session import State
+from edgetun_core.wire.states import State
 from support.exchanges import PEER, Answerer, Opened, Recorder
 from support.wire import HELLO, OK, get
 

@@ -20,7 +20,8 @@ from edgetun_core.wire.heads import (
     encode_trailers,
 )
 from edgetun_core.wire.hello import Close, Drain, Hello, Refusal, Welcome, Windows, encode_control
-from edgetun_core.wire.session import Session, State
+from edgetun_core.wire.session import Session
+from edgetun_core.wire.states import State
 
 _PEER = Peer("192.0.2.1", 1, b"https")
 _WINDOWS = Windows(exchange_window=100_000, session_window=200_000, max_exchanges=8)

@@ -20,7 +20,8 @@ from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSin
 from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.transport.link import Link
 from edgetun_core.wire.hello import CONNECT_TIMEOUT_S, Hello, Refusal, Welcome, Windows
-from edgetun_core.wire.session import Session, State
+from edgetun_core.wire.session import Session
+from edgetun_core.wire.states import State
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgetun_core.wire.flow import Exchange
     from edgetun_core.wire.lanes import Lane
+    from edgetun_core.wire.receiving import Exchange
 
 
 class Early:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 from edgetun_core.errors import Cancelled, EdgetunError, ProtocolError
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, ResponseHead
-from edgetun_core.wire.flow import BODY, ENDED, NO_HEAD, Exchange, drop
+from edgetun_core.wire.flow import BODY, ENDED, NO_HEAD
 from edgetun_core.wire.frames import HEADER, WORD_HEAD, WORD_HEAD_END, WORD_INTERIM, SessionBroken, encode_reset
 from edgetun_core.wire.heads import decode_response, encode_response
+from edgetun_core.wire.receiving import Exchange, drop
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,8 @@ from edgetun_core.wire.frames import BULK_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
     from edgetun_core.wire.early import Early
-    from edgetun_core.wire.flow import Exchange
+    from edgetun_core.wire.receiving import Exchange
+    from edgetun_core.wire.sending import Sending
 
 
 class Lane:
@@ -38,7 +39,7 @@ class Lane:
         self.out: list[bytes] = []
         self.has_big = False
         self.is_paused = False
-        self.waiting: list[Exchange] = []
+        self.waiting: list[Sending] = []
         """Exchanges whose producers were paused because this lane was."""
         self.load = 0
         self.replies = 0

@@ -1,14 +1,13 @@
 """The mux: frames of many exchanges over the lanes of one session; sans-I/O.
 
-Hot path: `open`, `receive` and what they call in `flow.py` and `exchanges.py`; about 4 us per end for a 1 KB GET passed
-through. Exchange frames make no event objects: handlers and sinks are called from the loop that reads them.
+Hot path: `open`, `receive` and what they call in `exchanges.py`, `sending.py` and `receiving.py`: about 3 us per end for a
+1 KB GET passed through. Exchange frames make no event objects: handlers and sinks are called from the loop that reads them.
 Everything here raises `SessionBroken` for what the peer must not do, and only that.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
 from edgetun_core.errors import Draining, EdgetunError, LimitExceeded, NoSession, ProtocolError
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
@@ -16,7 +15,6 @@ from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.wire import frames
 from edgetun_core.wire.early import Early
 from edgetun_core.wire.exchanges import Incoming, Outgoing
-from edgetun_core.wire.flow import Exchange
 from edgetun_core.wire.frames import (
     BULK_PAYLOAD_BYTES,
     DATA,
@@ -28,33 +26,16 @@ from edgetun_core.wire.frames import (
     HEADER_BYTES,
     MAX_DATA_BYTES,
     MAX_ID,
-    MAX_LANES,
     MAX_PAYLOAD_BYTES,
     SessionBroken,
-    encode_frame,
-    encode_reset,
     name_of,
 )
 from edgetun_core.wire.heads import decode_request, encode_request
-from edgetun_core.wire.hello import MAX_EXCHANGE_WINDOW_BYTES, Windows
+from edgetun_core.wire.hello import Windows
 from edgetun_core.wire.lanes import Lane
-
-MAX_PARKED_BYTES: Final = 64 * 1024 * 1024
-"""Bytes given to paused sinks that do not count against the session's window: a few slow readers must not stall all the
-others. From here on they do."""
-
-MAX_IDS_AHEAD: Final = 65_536
-"""How far the ids of exchanges that arrive on fast lanes may run ahead of those on a slow one."""
-
-MAX_UNOPENED: Final = 1024
-"""Exchanges of which something came on a bulk lane before their HEAD."""
-
-MAX_EARLY_TRAILERS_BYTES: Final = 1024 * 1024
-MAX_UNREAD_REPLIES: Final = 10_000
-"""Frames the peer makes us write while it does not read; beyond this it is given up."""
-
-OPENS_PER_LANE: Final = 32
-"""Exchanges opened in a row on one lane. Within a loop tick they stay together, since one write costs less than two."""
+from edgetun_core.wire.openings import Openings
+from edgetun_core.wire.outlet import Control, Outlet
+from edgetun_core.wire.receiving import Exchange
 
 LOW_ID_MARGIN: Final = 1 << 16
 """With fewer ids left the session drains, so that another takes over before there are none."""
@@ -63,66 +44,33 @@ _pack = HEADER.pack
 _unpack = HEADER.unpack_from
 
 
-class Control(Protocol):
-    """What the mux hands up to the session."""
-
-    def on_control(self, lane: int, kind: int, payload: bytes, now: float) -> None: ...
-    def on_first_frame_before_hello(self, kind: int) -> None: ...
-    def on_ids_exhausted(self) -> None: ...
-    def on_bug(self, error: Exception) -> None: ...
-    def wake(self) -> None: ...
-
-
-class Mux:
+class Mux(Outlet):
     """All exchanges of one session, of both ends' opening. A `Handler`: `open` starts an exchange with the peer."""
 
     __slots__ = (
         "_accept_to",
-        "_ahead",
-        "_bulk_lanes",
-        "_burst",
-        "_control",
-        "_dirty",
-        "_early_trailers",
-        "_expected",
+        "_awaited",
         "_handler",
         "_is_open",
         "_last_id",
         "_next_id",
-        "_open_lane",
         "_open_limit",
+        "_openings",
         "_peer",
-        "_peer_next",
         "_refusal",
-        "_regular",
         "_serve_limit",
-        "_session_window",
-        "_unopened",
-        "blocked",
-        "early_bytes",
-        "exchange_low",
-        "exchange_window",
         "exchanges",
-        "has_bulk",
-        "held",
         "is_agent",
-        "lanes",
-        "max_exchange_window",
-        "max_parked",
         "now",
         "opened_now",
-        "recv_left",
-        "recv_low",
         "rtt_s",
-        "send_left",
-        "send_window",
         "served_now",
     )
 
     def __init__(self, control: Control, handler: Handler, peer: Peer, windows: Windows, *, is_agent: bool) -> None:
         """`windows` is what this end takes."""
+        super().__init__(control, windows)
         self.is_agent = is_agent
-        self._control = control
         self._handler = handler
         self._peer = peer
         self.now = 0.0
@@ -136,39 +84,11 @@ class Mux:
         self._open_limit = 0
         self.opened_now = 0
         # Serving.
-        self._peer_next = 2 if is_agent else 1
-        self._ahead: set[int] = set()
+        self._openings = Openings(2 if is_agent else 1)
         self._accept_to = MAX_ID
-        self._expected = 0
-        self._serve_limit = 0
-        self.served_now = 0
-        self._unopened: dict[int, Early] = {}
-        # Credit we gave.
-        self.exchange_window = windows.exchange_window
-        self.exchange_low = windows.exchange_window // 2
-        self.max_exchange_window = max(
-            windows.exchange_window, min(MAX_EXCHANGE_WINDOW_BYTES, windows.session_window // 4)
-        )
-        self._session_window = windows.session_window
-        self.recv_left = windows.session_window
-        self.recv_low = windows.session_window // 2
-        self.held = 0
-        self.max_parked = MAX_PARKED_BYTES
-        self.early_bytes = 0
-        self._early_trailers = 0
-        # Credit we have.
-        self.send_window = 0
-        self.send_left = 0
-        self.blocked: deque[Exchange] = deque()
-        # Lanes.
-        self.lanes = [Lane(0)]
-        self._regular = self.lanes[:1]
-        self._bulk_lanes: list[Lane] = []
-        self.has_bulk = False
-        self._open_lane = self.lanes[0]
-        self._burst = OPENS_PER_LANE
-        self._dirty: list[Lane] = []
+        self._awaited = 0
         self._serve_limit = windows.max_exchanges
+        self.served_now = 0
 
     # --- for the session
 
@@ -187,7 +107,7 @@ class Mux:
 
     def expect_no_more_than(self, last_opened: int) -> None:
         """The peer drains: exchanges up to `last_opened` may still come in, none after it."""
-        self._accept_to = self._expected = last_opened
+        self._accept_to = self._awaited = last_opened
 
     @property
     def last_opened(self) -> int:
@@ -197,7 +117,7 @@ class Mux:
     @property
     def is_idle(self) -> bool:
         """No exchange is under way, and none that the peer said it opened is still to come."""
-        return not self.exchanges and self._peer_next > self._expected
+        return not self.exchanges and self._openings.expected > self._awaited
 
     @property
     def in_flight(self) -> int:
@@ -209,15 +129,14 @@ class Mux:
 
     @property
     def served_total(self) -> int:
-        in_order = self._peer_next // 2 - 1 if self.is_agent else self._peer_next // 2
-        return in_order + len(self._ahead)
+        return self._openings.total
 
     def reset_all(self, why: EdgetunError) -> None:
         """The session is over: every open exchange ends, on this side only."""
         self._is_open = False
         self._serve_limit = -1
         self.blocked.clear()
-        self._unopened.clear()
+        self._openings.early.clear()
         for exchange in list(self.exchanges.values()):
             try:
                 if isinstance(exchange, Incoming):
@@ -270,148 +189,6 @@ class Mux:
             return Draining("the session has used all its exchange ids")
         return LimitExceeded(f"the session carries {self._open_limit} exchanges, as many as its other end takes")
 
-    # --- lanes
-
-    def set_lanes(self, lanes: int, bulk_from: int) -> None:
-        """What the link has now."""
-        lanes = max(1, min(lanes, MAX_LANES))
-        while len(self.lanes) < lanes:
-            self.lanes.append(Lane(len(self.lanes)))
-        bulk_from = max(1, min(bulk_from, lanes))
-        self._regular = self.lanes[:bulk_from]
-        self._bulk_lanes = self.lanes[bulk_from:lanes]
-        self.has_bulk = bool(self._bulk_lanes)
-        if self._open_lane not in self._regular:
-            self._choose_open_lane()
-
-    def regular_lanes(self) -> list[Lane]:
-        return self._regular
-
-    def choose_bulk_lane(self) -> Lane | None:
-        """The bulk lane with the fewest bodies on it."""
-        return min(self._bulk_lanes, key=_load, default=None)
-
-    def pause_lane(self, number: int) -> None:
-        """The link has too much of this lane to send. Producers are paused as they come by (flow.py)."""
-        self._lane(number).is_paused = True
-        if self._open_lane.is_paused:
-            self._choose_open_lane()
-
-    def resume_lane(self, number: int) -> None:
-        """The link takes more again."""
-        lane = self._lane(number)
-        lane.is_paused = False
-        lane.replies = 0
-        waiting, lane.waiting = lane.waiting, []
-        for exchange in waiting:
-            if exchange.flow is not None:
-                exchange.flow.in_waiting = False
-            exchange.pump()
-
-    def _choose_open_lane(self) -> None:
-        self._burst = OPENS_PER_LANE
-        self._open_lane = min(self._regular, key=_load)
-
-    def _lane(self, number: int) -> Lane:
-        if number >= MAX_LANES:
-            raise SessionBroken(f"lane {number}; there are {MAX_LANES} at most")
-        while len(self.lanes) <= number:
-            self.lanes.append(Lane(len(self.lanes)))
-        return self.lanes[number]
-
-    # --- writing
-
-    def mark(self, lane: Lane) -> None:
-        """The lane's `out` is about to become non-empty."""
-        if not self._dirty:
-            self._control.wake()
-        self._dirty.append(lane)
-
-    def data_to_send(self) -> list[tuple[int, bytes]]:
-        """What to write on which lane, in order."""
-        writes: list[tuple[int, bytes]] = []
-        dirty = self._dirty
-        if dirty:
-            self._dirty = []
-            for lane in dirty:
-                lane.take_writes(writes)
-            if self._burst != OPENS_PER_LANE:
-                self._choose_open_lane()
-        return writes
-
-    def send_control(self, lane_number: int, kind: int, payload: bytes) -> None:
-        """Queues a control frame."""
-        lane = self.lanes[lane_number]
-        if not lane.out:
-            self.mark(lane)
-        lane.out.append(encode_frame(kind, 0, payload))
-
-    def send_pong(self, lane_number: int, payload: bytes) -> None:
-        """Answers a PING where it came; not while the lane is paused, so that pings cannot pile up answers."""
-        if not self.lanes[lane_number].is_paused:
-            self.send_control(lane_number, frames.PONG, payload)
-
-    def write_credit(self, lane: Lane, number: int, amount: int) -> None:
-        """Queues CREDIT."""
-        if not lane.out:
-            self.mark(lane)
-        lane.out.append(_pack(frames.WORD_CREDIT | 4, number) + amount.to_bytes(4, "big"))
-
-    def write_reset(self, lane: Lane, frame: bytes) -> None:
-        """Queues RESET."""
-        if not lane.out:
-            self.mark(lane)
-        lane.out.append(frame)
-
-    def _turn_down(self, lane: Lane, number: int, error: EdgetunError) -> None:
-        """Resets an exchange that never began; a peer that makes us do so without end and does not read is given up."""
-        if lane.is_paused:
-            lane.replies += 1
-            if lane.replies > MAX_UNREAD_REPLIES:
-                raise SessionBroken(f"the peer does not read lane {lane.number}")
-        self.write_reset(lane, encode_reset(number, error))
-
-    # --- credit of the session
-
-    def grant_session(self) -> None:
-        """Gives back what has been taken since, when it is a quarter of the window or more."""
-        window = self._session_window
-        amount = window - self.recv_left - self.early_bytes
-        if self.held > self.max_parked:
-            amount -= self.held - self.max_parked
-        if amount >= window // 4 and amount > 0:
-            self.recv_left += amount
-            self.write_credit(self.lanes[0], 0, amount)
-
-    def _session_credit(self, amount: int) -> None:
-        self.send_left += amount
-        if self.send_left > frames.MAX_CREDIT:
-            raise SessionBroken(f"CREDIT of the session adds up to more than {frames.MAX_CREDIT}")
-        # In turn, each as far as it gets: those that still miss something queue again.
-        blocked = self.blocked
-        for _ in range(len(blocked)):
-            if self.send_left <= 0:
-                return
-            exchange = blocked.popleft()
-            if exchange.flow is not None:
-                exchange.flow.in_blocked = False
-            exchange.pump()
-
-    def release_early(self, early: Early) -> None:
-        """What came early is delivered or dropped."""
-        self.early_bytes -= early.taken
-        early.taken = 0
-        if early.trailers is not None:
-            self._early_trailers -= len(early.trailers)
-        if self.recv_left < self.recv_low:
-            self.grant_session()
-
-    def count_early_trailers(self, block: bytes) -> None:
-        """Trailers are not covered by credit, so those that wait have a bound of their own."""
-        self._early_trailers += len(block)
-        if self._early_trailers > MAX_EARLY_TRAILERS_BYTES:
-            raise SessionBroken("too many trailers came before the MOVE that sends them")
-
     # --- reading
 
     def receive(self, lane_number: int, data: bytes, now: float) -> None:
@@ -420,7 +197,7 @@ class Mux:
         try:
             lane = self.lanes[lane_number]
         except IndexError:
-            lane = self._lane(lane_number)
+            lane = self.lane(lane_number)
         lane.received_at = now
         position = 0
         if lane.left:
@@ -556,13 +333,9 @@ class Mux:
         if number & 1 == self.is_agent or not number:
             self._check_late(number, "HEAD")
             return
-        if number == self._peer_next:
-            self._peer_next = number + 2
-            if self._ahead:
-                self._catch_up()
-        else:
-            self._run_ahead(number)
-        early = self._unopened.pop(number, None) if self._unopened else None
+        openings = self._openings
+        openings.arrive(number)
+        early = openings.early.pop(number, None) if openings.early else None
         if self.served_now >= self._serve_limit or number > self._accept_to:
             self._refuse(lane, number, early)
             return
@@ -570,7 +343,7 @@ class Mux:
             head = decode_request(block)
         except ProtocolError as error:
             self._drop_early(early)
-            self._turn_down(lane, number, error)
+            self.turn_down(lane, number, error)
             return
         if early is not None and (early.is_reset or early.lane is lane or end):
             self._drop_early(early)
@@ -590,27 +363,11 @@ class Mux:
             error: EdgetunError = Draining("the session is draining")
         else:
             error = LimitExceeded(f"{self._serve_limit} exchanges are in flight, as many as a session takes")
-        self._turn_down(lane, number, error)
+        self.turn_down(lane, number, error)
 
     def _drop_early(self, early: Early | None) -> None:
         if early is not None:
             self.release_early(early)
-
-    def _run_ahead(self, number: int) -> None:
-        """Lanes are independent, so ids may arrive out of order; each arrives once, and none is left out."""
-        if number < self._peer_next or number in self._ahead:
-            raise SessionBroken(f"exchange {number}: opened twice")
-        self._ahead.add(number)
-        if len(self._ahead) > MAX_IDS_AHEAD:
-            raise SessionBroken(f"exchange {self._peer_next} never came, {MAX_IDS_AHEAD} later ones did")
-
-    def _catch_up(self) -> None:
-        ahead = self._ahead
-        number = self._peer_next
-        while number in ahead:
-            ahead.remove(number)
-            number += 2
-        self._peer_next = number
 
     def _receive_other(self, lane: Lane, kind: int, number: int, exchange: Exchange | None, payload: bytes) -> None:
         """The rarer kinds."""
@@ -646,7 +403,7 @@ class Mux:
     def _target(self, payload: bytes) -> Lane:
         if len(payload) != 4:
             raise SessionBroken(f"MOVE of {len(payload)} bytes")
-        return self._lane(int.from_bytes(payload, "big"))
+        return self.lane(int.from_bytes(payload, "big"))
 
     def _receive_credit(self, lane: Lane, number: int, exchange: Exchange | None, payload: bytes) -> None:
         amount = int.from_bytes(payload, "big")
@@ -655,9 +412,9 @@ class Mux:
         if exchange is not None:
             exchange.receive_credit(amount)
         elif not number:
-            self._session_credit(amount)
+            self.receive_session_credit(amount)
         elif self._is_yet_unopened(number):
-            self._early(lane, number).credit += amount
+            self._openings.early_of(lane, number).credit += amount
 
     def _receive_reset(self, lane: Lane, number: int, exchange: Exchange | None, payload: bytes) -> None:
         if len(payload) < 2:
@@ -665,7 +422,7 @@ class Mux:
         if exchange is not None:
             exchange.receive_reset(int.from_bytes(payload[:2], "big"), payload[2:].decode("utf-8", "replace"))
         elif self._is_yet_unopened(number):
-            self._early(lane, number).is_reset = True
+            self._openings.early_of(lane, number).is_reset = True
 
     # --- frames of exchanges that are not here
 
@@ -679,21 +436,11 @@ class Mux:
         if number & 1 == self.is_agent:
             self._check_late(number, "a frame")
             return False
-        return number >= self._peer_next and number not in self._ahead
+        return not self._openings.has_come(number)
 
     def _check_late(self, number: int, what: str) -> None:
         if not number or number >= self._next_id:
             raise SessionBroken(f"{what} of exchange {number}, which was never opened")
-
-    def _early(self, lane: Lane, number: int) -> Early:
-        early = self._unopened.get(number)
-        if early is None:
-            if len(self._unopened) >= MAX_UNOPENED:
-                raise SessionBroken(f"frames of {MAX_UNOPENED} exchanges came before their HEAD")
-            early = self._unopened[number] = Early(lane)
-        elif early.lane is not lane:
-            raise SessionBroken(f"exchange {number}: frames on three lanes")
-        return early
 
     def _stray(self, lane: Lane, number: int, length: int) -> Early | None:
         """Charges DATA of an exchange that is not here. Returns where to keep it, or None when it is late."""
@@ -706,7 +453,7 @@ class Mux:
             raise SessionBroken("more DATA than the credit of the session allows")
         early = None
         if is_unopened:
-            early = self._early(lane, number)
+            early = self._openings.early_of(lane, number)
             if early.is_complete:
                 raise SessionBroken(f"exchange {number}: DATA after the end")
             early.taken += length
@@ -727,7 +474,7 @@ class Mux:
         """INTERIM, TRAILERS or MOVE."""
         if not self._is_yet_unopened(number):
             return
-        early = self._early(lane, number)
+        early = self._openings.early_of(lane, number)
         if kind != frames.TRAILERS or early.is_complete:
             raise SessionBroken(f"{name_of(kind)} of exchange {number}, which was never opened")
         early.trailers = payload
@@ -745,7 +492,3 @@ class Mux:
             raise
         except Exception as another:  # noqa: BLE001 - the sink that raised is told of the reset, and may raise again
             self._control.on_bug(another)
-
-
-def _load(lane: Lane) -> tuple[bool, int]:
-    return lane.is_paused, lane.load

@@ -1,6 +1,6 @@
 """The session: hello, versions, ping, drain and close around a `Mux`; sans-I/O, with the clock handed in.
 
-States and what moves them stand in `TRANSITIONS`; docs/protocol.md tells the same in words. What the peer sends comes in
+States and what moves them stand in `states.py`; docs/protocol.md tells the same in words. What the peer sends comes in
 by `receive`, what is to be sent comes out by `data_to_send`, and the shell (`transport/runner.py`) calls `handle_timer` when
 `next_timer` says so. Exchanges go between the mux and the handlers directly; what concerns the session as a whole goes to
 the `SessionUser`.
@@ -8,7 +8,6 @@ the `SessionUser`.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Final, Protocol
 
 import msgspec
@@ -31,6 +30,7 @@ from edgetun_core.wire.hello import (
     encode_control,
 )
 from edgetun_core.wire.mux import Mux
+from edgetun_core.wire.states import TRANSITIONS, Event, State
 
 MAX_EARLY_BYTES: Final = 12 * 1024 * 1024
 """Bytes of other lanes that an agent keeps while its WELCOME is still on the way: a session window and heads."""
@@ -39,43 +39,6 @@ MAX_DRAIN_S: Final = 3600.0
 MAX_RETRY_AFTER_S: Final = 86_400.0
 CLOSE_GRACE_S: Final = 5.0
 """How much longer than its own deadline the other end of a drain waits."""
-
-
-class State(Enum):
-    """Where a session stands."""
-
-    CONNECTING = "connecting"
-    OPEN = "open"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-class Event(Enum):
-    """What moves a session."""
-
-    ACCEPTED = "hello accepted"
-    REFUSED = "hello refused"
-    DRAIN_SAID = "drain said"
-    DRAIN_HEARD = "drain heard"
-    FINISHED = "both ends said close"
-    CLOSE_SAID = "close said"
-    CLOSE_HEARD = "close heard"
-    BROKEN = "protocol broken"
-    SILENT = "peer silent"
-    LOST = "link lost"
-
-
-_ENDS: Final = (Event.CLOSE_SAID, Event.CLOSE_HEARD, Event.BROKEN, Event.SILENT, Event.LOST)
-
-TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
-    (State.CONNECTING, Event.ACCEPTED): State.OPEN,
-    (State.CONNECTING, Event.REFUSED): State.CLOSED,
-    (State.OPEN, Event.DRAIN_SAID): State.DRAINING,
-    (State.OPEN, Event.DRAIN_HEARD): State.DRAINING,
-    (State.DRAINING, Event.DRAIN_SAID): State.DRAINING,
-    (State.DRAINING, Event.DRAIN_HEARD): State.DRAINING,
-    (State.DRAINING, Event.FINISHED): State.CLOSED,
-} | {(state, event): State.CLOSED for state in (State.CONNECTING, State.OPEN, State.DRAINING) for event in _ENDS}
 
 
 class SessionUser(Protocol):

@@ -11,7 +11,7 @@ from edgetun_core.errors import Draining, EdgetunError, NoSession, SessionLost
 from edgetun_core.transport.link import Link
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
-from edgetun_core.wire.session import State
+from edgetun_core.wire.states import State
 from support.exchanges import PEER, Answerer, Recorder
 from support.wire import HELLO, OK, get
 

@@ -6,11 +6,11 @@ import pytest
 
 from edgetun_core.errors import Cancelled, EdgetunError, LimitExceeded, ProtocolError, UpstreamTimeout
 from edgetun_core.http.message import RequestHead, ResponseHead
-from edgetun_core.wire import frames, mux
-from edgetun_core.wire.flow import MAX_PENDING_BYTES
+from edgetun_core.wire import frames, openings
 from edgetun_core.wire.frames import MAX_DATA_BYTES, SessionBroken, encode_frame
 from edgetun_core.wire.heads import encode_request, encode_response, encode_trailers
 from edgetun_core.wire.hello import Hello, Windows
+from edgetun_core.wire.sending import MAX_PENDING_BYTES
 from support.exchanges import Recorder
 from support.wire import HELLO, OK, Pair, frames_in, get
 
@@ -600,7 +600,7 @@ class TestLanes:
         for lane in (2, 1, 0):
             pair.deliver(pair.edge, lane)
         assert [opened.head.target for opened in pair.agent.opened] == [b"/2", b"/1", b"/0"]
-        assert pair.agent.session.mux._ahead == set()
+        assert pair.agent.session.mux._openings._ahead == set()
         assert pair.agent.session.mux.served_total == 3
 
     def test_without_a_bulk_lane_nothing_moves(self):
@@ -751,7 +751,7 @@ class TestHostile:
         assert pair.edge.names[-1] == "open"
 
     def test_ids_that_are_left_out_for_ever_close_the_session(self, monkeypatch):
-        monkeypatch.setattr(mux, "MAX_IDS_AHEAD", 50)
+        monkeypatch.setattr(openings, "MAX_IDS_AHEAD", 50)
         pair = Pair()
         block = encode_request(get())
         for number in range(4, 200, 2):

@@ -14,7 +14,6 @@ from edgetun_core.errors import Cancelled, EdgetunError
 from edgetun_core.http.exchange import RequestSink
 from edgetun_core.http.message import Fields, RequestHead, ResponseHead
 from edgetun_core.wire import frames
-from edgetun_core.wire.flow import MAX_PENDING_BYTES
 from edgetun_core.wire.frames import MAX_DATA_BYTES, encode_frame, encode_reset
 from edgetun_core.wire.heads import (
     decode_request,
@@ -25,7 +24,8 @@ from edgetun_core.wire.heads import (
     encode_trailers,
 )
 from edgetun_core.wire.hello import Hello, Windows
-from edgetun_core.wire.session import State
+from edgetun_core.wire.sending import MAX_PENDING_BYTES
+from edgetun_core.wire.states import State
 from support.exchanges import Opened, Recorder
 from support.wire import OK, End, Pair, frames_in, get
 

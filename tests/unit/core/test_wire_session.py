@@ -18,7 +18,8 @@ from edgetun_core.errors import (
 from edgetun_core.wire import frames
 from edgetun_core.wire.frames import SessionBroken, encode_frame
 from edgetun_core.wire.hello import Drain, Hello, Refusal, Welcome, Windows, encode_control
-from edgetun_core.wire.session import TRANSITIONS, Event, Session, State
+from edgetun_core.wire.session import Session
+from edgetun_core.wire.states import TRANSITIONS, Event, State
 from support.exchanges import PEER
 from support.wire import HELLO, OK, End, Pair, frames_in, get
 
