@@ -18,7 +18,7 @@ from edgetun_core.errors import (
 from edgetun_core.transport.link import ALPN
 
 if TYPE_CHECKING:
-    from edgetun_core.transport.quic_driver import Ended
+    from edgetun_core.transport.quic_connection import Ended
 
 
 def describe_dial_error(

@@ -14,7 +14,7 @@ from aioquic.quic.packet import QuicProtocolVersion
 
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.link import ALPN
-from edgetun_core.transport.quic_driver import (
+from edgetun_core.transport.quic_connection import (
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,

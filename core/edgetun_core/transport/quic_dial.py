@@ -47,7 +47,6 @@ class _DialledEndpoint:
         self._link: DialledQuicLink | None = None
         self._heard = False
         self._refused_since = 0.0
-        self.refusal: OSError | None = None
         self._udp = self._open()
 
     def _open(self) -> UdpSocket:
@@ -91,7 +90,6 @@ class _DialledEndpoint:
         if error.errno != errno.ECONNREFUSED:
             return  # a network that is away for a moment; QUIC's timers decide
         if link is None or not link.is_established:
-            self.refusal = error
             if not self._up.done():
                 self._up.set_exception(error)
             return

@@ -16,11 +16,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, error_from_code
 from edgetun_core.transport.link import HIGH_WATER_BYTES, LOW_WATER_BYTES, LinkUser
+from edgetun_core.transport.quic_connection import IDLE_TIMEOUT_S, Connection, Ended
 from edgetun_core.transport.udp import Address, plain_address
 
 log = logging.getLogger("edgetun.transport")
@@ -33,73 +33,9 @@ REGULAR_LANES: Final = 4
 LANES: Final = 8
 OPENING: Final = bytes((VERSION, REGULAR_LANES, LANES, 0))
 
-IDLE_TIMEOUT_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 1.0
-MAX_DATA_BYTES: Final = 16 * 1024 * 1024
-MAX_STREAM_DATA_BYTES: Final = 8 * 1024 * 1024
-"""What a peer may have under way out of order; in order, the protocol's credit is the bound."""
-MAX_DATAGRAM_FRAME_BYTES: Final = 65_535
-MAX_PACKET_BYTES: Final = 1452
-"""The largest UDP payload that is sent, once the path is known to carry it (1500 - 40 - 8)."""
-
 MAX_EARLY_BYTES: Final = 256 * 1024
 """What the listener keeps of lanes whose first packet, or lane 0's, is still on its way; more ends the link."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Why a connection ended: an application's code (`is_application`) or one of QUIC's own (RFC 9000 §20)."""
-
-    code: int
-    reason: str
-    is_application: bool
-
-
-class Sink(Protocol):
-    """Whom a connection tells its events."""
-
-    def handshake_done(self, alpn: str | None) -> None: ...
-    def stream_data(self, stream_id: int, data: bytes) -> None: ...
-    def stream_ended(self, stream_id: int) -> None: ...
-    def cid_issued(self, cid: bytes) -> None: ...
-    def cid_retired(self, cid: bytes) -> None: ...
-
-
-class Connection(Protocol):
-    """One library's connection, without sockets and clocks."""
-
-    host_cid: bytes
-
-    def connect(self, addr: Address, now: float) -> None: ...
-    def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
-        """Datagrams of one sender, laid end to end, each of `segment` bytes but the last."""
-
-    def pump(self, sink: Sink) -> None:
-        """Tells every event that waits."""
-
-    def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
-        """Sends what may be sent now."""
-
-    def send_stream_data(self, stream_id: int, data: bytes) -> None: ...
-    def unsent(self, stream_id: int) -> int:
-        """Bytes of a stream that were never sent."""
-        ...
-
-    def has_settled(self) -> bool:
-        """Everything written was sent and acknowledged."""
-        ...
-
-    def end(self, code: int, reason: str) -> None:
-        """Sends CONNECTION_CLOSE with the next transmit."""
-
-    @property
-    def ended(self) -> Ended | None: ...
-    @property
-    def peer(self) -> Address: ...
-    @property
-    def rtt_s(self) -> float | None: ...
-    def get_timer(self) -> float | None: ...
-    def handle_timer(self, now: float) -> None: ...
 
 
 class Endpoint(Protocol):

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 from edgetun_core.errors import ConfigError
 from edgetun_core.pki import ServerIdentity, Trust
-from edgetun_core.transport.quic_driver import Connection
+from edgetun_core.transport.quic_connection import Connection
 
 
 class Library(Protocol):

@@ -19,7 +19,7 @@ from qh3.quic.packet import QuicProtocolVersion
 
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.link import ALPN
-from edgetun_core.transport.quic_driver import (
+from edgetun_core.transport.quic_connection import (
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,

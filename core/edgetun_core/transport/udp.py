@@ -53,7 +53,6 @@ class UdpSocket:
         "_closed",
         "_connected",
         "_fd",
-        "_gro",
         "_gso",
         "_loop",
         "_on_batch_end",
@@ -73,10 +72,8 @@ class UdpSocket:
         on_datagrams: Callable[[bytes, int, Address], None],
         on_batch_end: Callable[[], None],
         on_error: Callable[[OSError], None],
-        *,
-        offload: bool = True,
     ) -> None:
-        """Takes the socket over: bound, and connected when it has one peer only. `offload=False` never uses GSO or GRO."""
+        """Takes the socket over: bound, and connected when it has one peer only."""
         sock.setblocking(False)
         self._sock = sock
         self._fd = sock.fileno()
@@ -85,8 +82,8 @@ class UdpSocket:
         self._on_batch_end = on_batch_end
         self._on_error = on_error
         self._connected = _is_connected(sock)
-        self._gro = offload and _enable_gro(sock)
-        self._gso = offload and _has_gso(sock)
+        self._gso = _has_gso(sock)
+        _enable_gro(sock)
         self._queue: deque[tuple[list[bytes], Address]] = deque()
         self._queued_bytes = 0
         self._waiting: dict[Callable[[], None], None] = {}
@@ -103,11 +100,6 @@ class UdpSocket:
         return name[0], name[1]
 
     @property
-    def offload(self) -> tuple[bool, bool]:
-        """Whether the kernel joins datagrams on sending (GSO) and on receiving (GRO)."""
-        return self._gso, self._gro
-
-    @property
     def is_blocked(self) -> bool:
         """True while the kernel takes no more; `when_writable` tells the end of it."""
         return bool(self._queue)
@@ -115,9 +107,6 @@ class UdpSocket:
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Calls back once when the queue is empty again."""
         self._waiting[callback] = None
-
-    def forget(self, callback: Callable[[], None]) -> None:
-        self._waiting.pop(callback, None)
 
     def send(self, datagrams: list[bytes], address: Address) -> None:
         """Sends all to one address, in order. The list is the socket's from now on."""
@@ -284,12 +273,11 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def _enable_gro(sock: socket.socket) -> bool:
+def _enable_gro(sock: socket.socket) -> None:
     try:
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)
     except OSError:
-        return False
-    return True
+        pass  # datagrams come one by one
 
 
 def _has_gso(sock: socket.socket) -> bool:

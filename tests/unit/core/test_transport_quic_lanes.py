@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from edgetun_core.errors import EdgetunError, ProtocolError
-from edgetun_core.transport.quic_driver import LANES, MAX_EARLY_BYTES, OPENING, Ended, QuicLink, Sink
+from edgetun_core.transport.quic_connection import Ended, Sink
+from edgetun_core.transport.quic_driver import LANES, MAX_EARLY_BYTES, OPENING, QuicLink
 from support.links import Recorder
 
 
