@@ -1,7 +1,7 @@
 """`python -m edgetun.generate [--check]`: the pages that are made from code, so that they cannot tell something else.
 
 Writes docs/reference/resources.md from the models, docs/reference/settings.md from the settings classes, examples/README.md
-from the examples' first lines. `--check` writes nothing and fails with the name of each file that differs.
+from the examples' first lines, crds/*.yaml from the models. `--check` writes nothing and fails with the name of each file that differs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from edgetun.cli import COMMANDS, TOKEN_COMMANDS
+from edgetun.generate_crds import build_crds
 from edgetun_core.api.explain import example_text, models_in
 from edgetun_core.api.load import KINDS
 from edgetun_core.api.meta import Resource
@@ -28,6 +29,7 @@ from edgetun_core.settings import REQUIRED, SettingInfo, describe_settings
 
 COMMAND: Final = "python -m edgetun.generate"
 NOTE: Final = f"<!-- Made by `make generate` ({COMMAND}); change the code it is made from instead. -->"
+CRD_NOTE: Final = f"Made by `make generate` ({COMMAND}); change edgetun_core/api instead."
 
 PROCESSES: Final[tuple[tuple[str, str], ...]] = (
     ("edgetun-agent", "edgetun_agent.settings:AgentSettings"),
@@ -269,6 +271,7 @@ def build_pages(root: Path) -> dict[str, str]:
     return {
         "docs/reference/resources.md": build_resources_page(),
         "docs/reference/settings.md": build_settings_page(),
+        **{f"crds/{name}": text for name, text in build_crds(CRD_NOTE).items()},
         "examples/README.md": build_examples_page(root / "examples"),
     }
 

@@ -249,7 +249,11 @@ class ExitPoolSpec(RuledModel):
     )  # fmt: skip
 
     regions: list[Region] = Field(
-        min_length=1, max_length=64, description="The pool's regions; at least one.", examples=["[{name: eu-west}]"]
+        min_length=1,
+        max_length=64,
+        description="The pool's regions; at least one.",
+        examples=["[{name: eu-west}]"],
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     domains: list[Domain] = Field(
         min_length=1,
@@ -293,7 +297,7 @@ class ExitPoolSpec(RuledModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.regions.all(a, self.regions.exists_one(b, b.name == a.name))",
+            "",
             "two regions have the same name",
             lambda spec: repeated([region.name for region in spec.regions], "regions", "name"),
         ),

@@ -24,7 +24,8 @@ class Broken(NamedTuple):
 class Rule(NamedTuple):
     """A rule over several fields of one model.
 
-    `cel` is what the CRD will carry (`self` is the model; fields with defaults are always there), `message` what it says then.
+    `cel` is what the CRD carries (`self` is the model; fields with defaults are always there), empty when the schema itself
+    says it (a list's map keys); `message` is what it says then.
     `check` is the same rule here, which can also tell where it broke.
     """
 

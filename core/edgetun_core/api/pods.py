@@ -114,7 +114,7 @@ class PodTemplate(RuledModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.env) || self.env.all(a, self.env.exists_one(b, b.name == a.name))",
+            "",
             "two variables have the same name",
             lambda pod: repeated([variable.name for variable in pod.env], "env", "name"),
         ),

@@ -7,7 +7,7 @@ Modelled is what is enforced. Fields planned for later are reserved by name (`re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -311,6 +311,14 @@ def _burst_needs_a_rate(spec: TunnelSpec) -> Iterator[Broken]:
             yield Broken((*where, "burst"), "has no effect without a rate; add ratePerVisitor: 10/s, or remove burst")
 
 
+def _told_above(_: TunnelSpec) -> Iterator[Broken]:
+    """The rule for routes: the check beside the tunnel's own rule looks at them too."""
+    return iter(())
+
+
+_ROUTE_MODE: Final = "(has(r.cache.mode) ? r.cache.mode : self.cache.mode)"
+
+
 class TunnelSpec(RuledModel):
     """What the tunnel serves, where from, and under which policies."""
 
@@ -347,10 +355,11 @@ class TunnelSpec(RuledModel):
             "Several local servers that routes choose from by name; the first is for everything else. Each has a name and "
             "the fields of `spec.origin`."
         ),
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     routes: list[Route] = Field(
         default_factory=list,
-        max_length=128,
+        max_length=64,
         description=(
             "Paths with an origin or policies of their own. An exact path wins over a prefix, a longer prefix over a shorter "
             "one; what no route covers goes to the (first) origin under the tunnel's policies."
@@ -384,7 +393,7 @@ class TunnelSpec(RuledModel):
             lambda spec: repeated(spec.hostnames, "hostnames"),
         ),
         Rule(
-            "self.origins.all(a, self.origins.exists_one(b, b.name == a.name))",
+            "",
             "two origins have the same name",
             lambda spec: repeated([origin.name for origin in spec.origins], "origins", "name"),
         ),
@@ -394,8 +403,10 @@ class TunnelSpec(RuledModel):
             _routes_name_known_origins,
         ),
         Rule(
-            "self.routes.all(a, self.routes.exists_one(b, has(a.path.prefix) == has(b.path.prefix)"
-            " && (has(a.path.prefix) ? a.path.prefix == b.path.prefix : a.path.exact == b.path.exact)))",
+            "self.routes.all(a, self.routes.exists_one(b, has(a.path.prefix) == has(b.path.prefix) && (has(a.path.prefix)"
+            " ? (a.path.prefix.endsWith('/') ? a.path.prefix : a.path.prefix + '/')"
+            " == (b.path.prefix.endsWith('/') ? b.path.prefix : b.path.prefix + '/')"
+            " : a.path.exact == b.path.exact)))",
             "two routes have the same path",
             _routes_differ,
         ),
@@ -405,15 +416,36 @@ class TunnelSpec(RuledModel):
             _override_needs_a_ttl,
         ),
         Rule(
+            f"self.routes.all(r, !has(r.cache) || !(has(r.cache.mode) || has(r.cache.ttl)) || {_ROUTE_MODE} != 'override'"
+            " || duration(has(r.cache.ttl) ? r.cache.ttl : self.cache.ttl) > duration('0s'))",
+            "cache.mode override of a route needs a ttl above zero",
+            _told_above,
+        ),
+        Rule(
             "self.cache.mode == 'override' || (duration(self.cache.ttl) == duration('0s')"
             " && size(self.cache.statuses) == 0 && !self.cache.ignoreNoStore)",
             "ttl, statuses and ignoreNoStore need cache.mode override",
             _only_override_overrides,
         ),
         Rule(
-            "self.limits.burst == 0 || has(self.limits.ratePerVisitor)",
+            f"self.routes.all(r, !has(r.cache) || {_ROUTE_MODE} == 'override'"
+            " || ((!has(r.cache.ttl) || duration(r.cache.ttl) == duration('0s'))"
+            " && (!has(r.cache.statuses) || size(r.cache.statuses) == 0)"
+            " && (!has(r.cache.ignoreNoStore) || !r.cache.ignoreNoStore)))",
+            "ttl, statuses and ignoreNoStore of a route need cache.mode override",
+            _told_above,
+        ),
+        Rule(
+            "self.limits.burst == 0 || (has(self.limits.ratePerVisitor) && self.limits.ratePerVisitor.matches('^[0-9.]*[1-9]'))",
             "limits.burst needs limits.ratePerVisitor",
             _burst_needs_a_rate,
+        ),
+        Rule(
+            "self.routes.all(r, !has(r.limits) || !has(r.limits.burst) || r.limits.burst == 0"
+            " || (has(r.limits.ratePerVisitor) ? r.limits.ratePerVisitor.matches('^[0-9.]*[1-9]')"
+            " : has(self.limits.ratePerVisitor) && self.limits.ratePerVisitor.matches('^[0-9.]*[1-9]')))",
+            "limits.burst of a route needs limits.ratePerVisitor",
+            _told_above,
         ),
     )
 
