@@ -136,7 +136,7 @@ async def test_a_local_server_is_reached_through_a_server_and_an_agent(tmp_path:
             "127.0.0.1:0",
         ]
         async with running("edgetun_agent.main", *flags, EDGETUN_CLUSTER_TOKEN=token) as agent:
-            await agent.line(r"https://shop\.localhost -> " + re.escape(origin.url))
+            await agent.line(rf"http://shop\.localhost:{port} -> " + re.escape(origin.url))
             admin = int((await agent.line(r"metrics at http://127\.0\.0\.1:(\d+)"))[1])
             assert (await get(port, "shop.localhost", "/a?key=secret")).endswith(b"from the laptop")
             await agent.line(r"GET /a\?key=… 200")
