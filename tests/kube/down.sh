@@ -15,7 +15,7 @@ for n in kube-scheduler kube-controller-manager kube-apiserver etcd; do
   for _ in $(seq 1 60); do mine "$p" $n || break; sleep 0.05; done
   mine "$p" $n && kill -9 "$p"; rm -f "$S/pid/$n"
 done
-# what held the lock is gone: whoever has it now uses the network, and takes it down
-[ -e "$S/netns" ] && { . "$here/node-net.sh"; node_lock 2>/dev/null && node_net_down; rm -f "$S/netns"; }
+# what held the lock is dying: when somebody else takes it meanwhile, the network is theirs, and theirs to take down
+[ -e "$S/netns" ] && { . "$here/node-net.sh"; NODE_WAIT=10 node_lock 2>/dev/null && node_net_down; rm -f "$S/netns"; }
 [ "${WIPE:-0}" = 1 ] && rm -rf "$S"
 exit 0

@@ -7,6 +7,7 @@ NODE_LOCK=${NODE_LOCK:-/run/lock/edgetun-node.lock}
 node_lock() {
   mkdir -p "$(dirname "$NODE_LOCK")"; exec 9>"$NODE_LOCK"
   flock -w "${NODE_WAIT:-0}" 9 || { echo "another node runs on this machine ($NODE_LOCK is locked): one at a time" >&2; return 1; }
+  [ -z "$(ip netns pids "$NODE_NS" 2>/dev/null)" ] || { echo "the network namespace $NODE_NS is in use, though not by these scripts: one node at a time" >&2; return 1; }
 }
 node_net_up() {
   ip netns list | grep -qw "$NODE_NS" && return 0
@@ -19,4 +20,4 @@ node_net_up() {
   ip route add "$POD_CIDR" via "$NODE_IP"; ip route add "$SVC_CIDR" via "$NODE_IP"
   nsenter --net=/run/netns/"$NODE_NS" sysctl -qw net.ipv4.ip_forward=1
 }
-node_net_down() { ip netns del "$NODE_NS" 2>/dev/null; ip link del "${NODE_NS}-h" 2>/dev/null; true; }
+node_net_down() { ip netns del "$NODE_NS" 2>/dev/null || true; ip link del "${NODE_NS}-h" 2>/dev/null || true; }

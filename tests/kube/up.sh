@@ -15,8 +15,11 @@ echo $$ > pid/up; trap 'rm -f "$S/pid/up"' EXIT
 alive() { # name -> true if what pid/name tells runs and is that program of this cluster (a PID may have been reused)
   local p; p=$(cat "pid/$1" 2>/dev/null) && [ -n "$p" ] && tr '\0' ' ' 2>/dev/null < "/proc/$p/cmdline" | grep -q -- "/$1 " && [ "$(readlink "/proc/$p/cwd")" = "$S" ]; }
 if [ "${NODE:-0}" = 1 ]; then
-  . "$here/node-net.sh"; [ -e netns ] && alive etcd || node_lock || exit 75   # what already runs here holds the lock
-  touch netns; node_net_up; ADDR=$HOST_IP
+  . "$here/node-net.sh"; ADDR=$HOST_IP
+  if ! { [ -e netns ] && alive etcd; }; then   # otherwise what already runs here holds the lock and uses the network
+    node_lock || exit 75
+    touch netns; node_net_down; node_net_up    # whose network it was is gone, but its addresses and rules may still be there
+  fi
 fi
 
 # ---- certificates (EC P-256; about 0.3 s in all)
