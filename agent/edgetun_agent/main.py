@@ -27,7 +27,7 @@ from edgetun_core.credentials import ClusterToken
 from edgetun_core.errors import ConfigError, EdgetunError, UpstreamUnreachable
 from edgetun_core.exits import ExitCode, exit_code_of
 from edgetun_core.logs import setup_logging
-from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop
+from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop, settle
 from edgetun_core.settings import load_settings
 from edgetun_core.snapshot import OriginRule, TunnelRule
 from edgetun_core.wire.hello import Hello
@@ -96,6 +96,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
         for tunnel in enrollment.tunnels:
             log.info("%s -> %s", enrollment.visitors.url(tunnel.hostnames[0]), _origin_of(tunnel, settings))
         log.info("ready in %.2f s; Ctrl-C to stop", time.monotonic() - started)
+        settle()
         _start_admin(settings, agent, origins, stack)
         _settle()
         await _until_stopped(signals, keeper, recent)

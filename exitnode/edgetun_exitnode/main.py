@@ -18,7 +18,7 @@ from edgetun_core.errors import ConfigError, EdgetunError
 from edgetun_core.exits import exit_code_of
 from edgetun_core.logs import setup_logging
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop
+from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop, settle
 from edgetun_core.settings import load_settings
 from edgetun_core.snapshot import Snapshot, decode_snapshot
 from edgetun_exitnode.front.certificates import CertificateStore
@@ -58,7 +58,7 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
         node.apply(read_snapshot(settings.snapshot))
         await _listen(node, settings)
         log.info("ready in %.2f s", time.monotonic() - started)
-        node.settle()
+        settle()
         if settings.metrics:
             from edgetun_core.admin import start_admin
 

@@ -7,7 +7,6 @@ touching what is in flight.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +15,13 @@ from dataclasses import dataclass, field
 from edgetun_core.errors import Draining
 from edgetun_core.http.exchange import Handler
 from edgetun_core.http.h1 import H1Limits
-from edgetun_core.memo import Memo
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, TunnelRule
 from edgetun_core.transport.engines import Listener, listen
-from edgetun_exitnode.cache.stage import VIEWS, CacheStage, Views
+from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Store
+from edgetun_exitnode.cache.view import Views
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
@@ -75,7 +74,7 @@ class ExitNode:
         loop = asyncio.get_running_loop()
         self._clock = clock
         self._wall_clock = wall_clock
-        self._views: Views = Memo(VIEWS)
+        self._views = Views()
         self.registry = SessionRegistry(clock, loop.call_later)
         self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
         self.store = Store(self.limits.cache_bytes)
@@ -158,15 +157,6 @@ class ExitNode:
         quic = await listen(quic_engine, host, tls.port, identity=identity, accept=self.acceptor.accept)
         self.listeners.append(quic)
         return tls.port, quic.port
-
-    def settle(self) -> None:
-        """After the start: what was made so far stays, so the garbage collector need not look at it again.
-
-        Collections of the oldest generation are what a hot path notices; they become rare.
-        """
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 50, 100)
 
     async def drain(self, deadline_s: float) -> None:
         """Goes away in good order: no new visitors or sessions, what is in flight may end until the deadline."""

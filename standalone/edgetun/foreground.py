@@ -17,7 +17,7 @@ from typing import Protocol
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.serve import Origins
 from edgetun_core.logs import setup_logging
-from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit
+from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, settle
 from edgetun_exitnode.node import ExitNode
 
 log = logging.getLogger("edgetun")
@@ -60,7 +60,7 @@ class Foreground:
         """Shows what happens until somebody asks to stop."""
         if not self.is_live:
             self.announce(urls())
-        node.settle()
+        settle()
         admin = None
         if metrics:
             from edgetun.measures import start_node_admin

@@ -306,6 +306,7 @@ class H1Exchange:
             return
         self.over = True
         if self.request_done and not self.closes:
+            self.request = CLOSED  # who is behind holds us as their client: no cycle is left for the collector
             connection.exchange = None
             connection.active = front.now
             if not self.opening:

@@ -15,6 +15,9 @@ FORGET_S = 30.0
 """How long after the last session was lost visitors still wait for the next one: the agent's longest backoff."""
 
 
+PICKS_PER_CHOICE = 32
+
+
 class Cancellable(Protocol):
     """What a scheduler returns."""
 
@@ -35,10 +38,12 @@ class _Waiter:
 class ServicePool:
     """The sessions of one tunnel. Times are the monotonic clock's seconds."""
 
-    __slots__ = ("_clock", "_lost_at", "_schedule", "_timer", "_waiters", "sessions")
+    __slots__ = ("_burst", "_clock", "_current", "_lost_at", "_schedule", "_timer", "_waiters", "sessions")
 
     def __init__(self, clock: Callable[[], float], schedule: Schedule) -> None:
         self.sessions: list[Session] = []
+        self._current: Session | None = None
+        self._burst = 0
         self._clock = clock
         self._schedule = schedule
         self._lost_at = clock()
@@ -46,7 +51,19 @@ class ServicePool:
         self._timer: Cancellable | None = None
 
     def pick(self, avoid: Session | None) -> Session | None:
-        """The session with the fewest exchanges in flight; `avoid` only when there is no other."""
+        """The session with the fewest exchanges in flight; `avoid` only when there is no other.
+
+        The choice stands for `PICKS_PER_CHOICE` exchanges: what goes down one session within a loop tick leaves in one write.
+        """
+        current = self._current
+        if self._burst and current is not avoid:
+            self._burst -= 1
+            return current
+        chosen = self._current = self._choose(avoid)
+        self._burst = PICKS_PER_CHOICE
+        return chosen
+
+    def _choose(self, avoid: Session | None) -> Session | None:
         sessions = self.sessions
         if len(sessions) == 1:
             return sessions[0]
@@ -89,6 +106,7 @@ class ServicePool:
     def add(self, session: Session) -> None:
         if session not in self.sessions:
             self.sessions.append(session)
+            self._burst = 0
         waiters, self._waiters = self._waiters, {}
         if self._timer is not None:
             self._timer.cancel()
@@ -99,6 +117,7 @@ class ServicePool:
     def remove(self, session: Session) -> None:
         if session in self.sessions:
             self.sessions.remove(session)
+            self._burst = 0
             if not self.sessions:
                 self._lost_at = self._clock()
 
