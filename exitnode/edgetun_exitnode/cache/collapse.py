@@ -6,7 +6,8 @@ the leader's alone. The shell (`stage.py`, `flight.py`) moves the bytes; it tell
 it answers, in order.
 
 Bounds: a flight holds one dictionary entry per visitor who waits or reads; the keys that are not to be collapsed are kept in a
-memo of `2 * MEMORY` entries, the oldest are forgotten first, and a forgotten one costs one collapsed try.
+memo of `2 * MEMORY` entries, the oldest are forgotten first, and a forgotten one costs one collapsed try. The memo holds hashes:
+keys are as long as visitors make them, and two that collide cost some collapsing and nothing else.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class Coordinator:
         self._patience_s = patience_s
         self._flights: dict[FlightId, _Flight] = {}
         self._by_key: dict[FlightKey, _Flight] = {}
-        self._not_collapsible: Memo[FlightKey, float] = Memo(MEMORY)
+        self._not_collapsible: Memo[int, float] = Memo(MEMORY)
         self._next_id = 1
 
     def __len__(self) -> int:
@@ -258,7 +259,7 @@ class Coordinator:
 
     def goes_alone(self, key: FlightKey, now: float) -> bool:
         """True when a request of this key is known to be passed through uncollapsed; `handle(Asked)` would say so too."""
-        until = self._not_collapsible.get(key)
+        until = self._not_collapsible.get(hash(key))
         return until is not None and now < until and key not in self._by_key
 
     def visitors(self, flight_id: FlightId) -> tuple[Visitor, ...]:
@@ -304,7 +305,7 @@ class Coordinator:
                 flight.is_background = False
                 return self._cancel_if_unwanted(flight)
             case FoundStorable(key):
-                self._not_collapsible.put(key, NEVER)
+                self._not_collapsible.put(hash(key), NEVER)
                 return []
 
     def next_timer(self, flight_id: FlightId) -> float | None:
@@ -325,7 +326,7 @@ class Coordinator:
             if not event.may_lead:
                 flight.followers_only.add(visitor)
             return [Stream(flight.id, (visitor,)) if flight.is_streaming else Wait(flight.id, visitor)]
-        until = self._not_collapsible.get(key)
+        until = self._not_collapsible.get(hash(key))
         if until is not None and now < until:
             return [GoAlone((visitor,), remembered=True)]
         if not event.may_lead:
@@ -395,7 +396,7 @@ class Coordinator:
         if flight is None:
             return []
         if remember_s > 0:
-            self._not_collapsible.put(flight.key, now + remember_s)
+            self._not_collapsible.put(hash(flight.key), now + remember_s)
         self._unkey(flight)
         leader = flight.leader
         followers = tuple(visitor for visitor in flight.visitors if visitor != leader)
@@ -442,7 +443,7 @@ class Coordinator:
         if flight is None:
             return []
         if remember_s > 0:
-            self._not_collapsible.put(flight.key, now + remember_s)
+            self._not_collapsible.put(hash(flight.key), now + remember_s)
         self._unkey(flight)
         flight.is_background = False
         return self._cancel_if_unwanted(flight)

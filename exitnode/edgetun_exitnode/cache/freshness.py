@@ -30,6 +30,7 @@ ERRORS: Final = frozenset({500, 502, 503, 504})
 """What stale-if-error stands in for (RFC 5861 §4)."""
 
 MAX_VARY_NAMES: Final = 8
+MAX_VARY_BYTES: Final = 512
 
 _NOT_STORED_FIELDS: Final = frozenset(
     {
@@ -177,7 +178,9 @@ def parse_vary(values: Sequence[bytes]) -> tuple[bytes, ...] | None:
                 return None
             names.add(name)
     names -= _NAMED_BY_THE_KEY
-    return tuple(sorted(names)) if len(names) <= MAX_VARY_NAMES else None
+    if len(names) > MAX_VARY_NAMES or sum(map(len, names)) > MAX_VARY_BYTES:
+        return None
+    return tuple(sorted(names))
 
 
 def decide_storable(

@@ -57,16 +57,12 @@ from edgetun_exitnode.cache.response import (
 from edgetun_exitnode.cache.scheduling import Scheduler
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Entry, Store
-from edgetun_exitnode.cache.view import RequestView, build_view
+from edgetun_exitnode.cache.view import RequestView, Views, build_view
 
-VIEWS: Final = 4096
-"""Half of how many request heads' views a node keeps."""
 MAX_ASKS: Final = 3
 """How often a visitor may turn out to want another variant before they go alone."""
 RETRY_S: Final = 1.0
 """After a failed fetch, how long a stale response answers without asking the origin again."""
-
-Views = Memo[RequestHead, RequestView]
 
 
 class CacheStage:
@@ -100,10 +96,10 @@ class CacheStage:
         self.scheduler = scheduler
         self.wall_clock = wall_clock
         self.stats = stats if stats is not None else CacheStats()
-        self.may_store = rule.mode != "off"
+        self.may_store = rule.mode != "off" and store.max_bytes > 0
         self.coordinator = Coordinator(collapse.patience_s)
         self.flights: dict[FlightId, Flight] = {}
-        self._views: Views = views if views is not None else Memo(VIEWS)
+        self._views: Views = views if views is not None else Views()
         self._resources = store.resources
         self._tenant = tenant.encode()
         self._partition = partition.encode()
@@ -120,7 +116,7 @@ class CacheStage:
         view = self._views.get(head)
         if view is None or view.owner is not self:
             view = build_view(self, head, self.rule, self._tenant, self._partition, self._query)
-            self._views.put(head, view)
+            self._views.remember(view)
         if view.is_plain and end:
             resource = self._resources.get(view.key)
             if resource is not None:

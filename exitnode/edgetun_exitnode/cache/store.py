@@ -3,6 +3,8 @@
 Eviction is SIEVE per tenant: a queue in order of arrival, one bit per entry that a hit sets, and a hand that walks from old to
 new, clears the bit of what was used and evicts what was not. A hit moves nothing. Everything is O(1) amortised.
 
+A store of 0 bytes stores nothing, and lets bodies be shared while they come in, within `IN_FLIGHT_WITHOUT_STORE_BYTES`.
+
 Bounds. Bytes stored and bytes reserved by bodies that are still coming in are together at most `max_bytes`; reserved ones at
 most half of it, one tenant's at most a quarter. A tenant holds at most `tenant_max_bytes`. When the store is full, whoever
 brings more than an equal share evicts from their own; otherwise the room is taken from a tenant that holds most, within a
@@ -24,8 +26,11 @@ from edgetun_exitnode.cache.response import StoredResponse
 ENTRY_OVERHEAD_BYTES: Final = 2048
 """What an entry costs beside its body and fields: objects, links, prepared heads."""
 FIELD_OVERHEAD_BYTES: Final = 150
+MAX_KNOWN_NAMES: Final = 16
+"""How many names a key may be known to vary on, over all of its responses."""
 MAX_VARIANTS: Final = 32
 """Entries of one primary key; the oldest goes when one more comes."""
+IN_FLIGHT_WITHOUT_STORE_BYTES: Final = 64 * 1024 * 1024
 _MEMORY: Final = 8192
 """How many keys' Vary and invalidations are remembered."""
 _NEVER: Final = float("-inf")
@@ -187,8 +192,9 @@ class Store:
         self._buckets: list[dict[_Shelf, None]] = [{} for _ in range(64)]
         self._filled = 0
         """Bit n is set when bucket n holds a shelf; a shelf stands in the bucket of its stored bytes' bit length."""
-        self._vary: Memo[bytes, tuple[bytes, ...]] = Memo(_MEMORY)
-        self._invalidated: dict[bytes, float] = {}
+        # By hash, for keys are as long as visitors make them. Keys that collide are varied or refused needlessly, never mixed up.
+        self._vary: Memo[int, tuple[bytes, ...]] = Memo(_MEMORY)
+        self._invalidated: dict[int, float] = {}
         self._all_invalidated_at = _NEVER
 
     # -- finding ------------------------------------------------------------------------------------------------------
@@ -198,23 +204,25 @@ class Store:
         resource = self.resources.get(key)
         if resource is not None:
             return resource.vary
-        return self._vary.get(key) or ()
+        return self._vary.get(hash(key)) or ()
 
     def learn_vary(self, key: bytes, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Adds names to what a key varies on, and returns them all; entries that know fewer names are dropped.
 
-        Names are never taken away while the key is known: a response that does not vary answers a narrower circle than it
+        Names are not taken away while the key is known (but for a bound on them): a response that does not vary answers a narrower circle than it
         could, and never a wrong one.
         """
         known = self.vary_of(key)
         if set(names) <= set(known):
             return known
         union = tuple(sorted({*known, *names}))
+        if len(union) > MAX_KNOWN_NAMES:
+            union = names  # begin anew; what is stored goes, as below
         resource = self.resources.get(key)
         if resource is not None:
             for entry in list(resource.variants.values()):
                 self.remove(entry)
-        self._vary.put(key, union)
+        self._vary.put(hash(key), union)
         return union
 
     # -- filling ------------------------------------------------------------------------------------------------------
@@ -265,10 +273,11 @@ class Store:
     def reserve(self, tenant: str, size_bytes: int) -> bool:
         """Takes room for a body that is coming in; False when there is none, and nothing was taken."""
         shelf = self._shelf(tenant)
+        bound = self.max_bytes // 2 or IN_FLIGHT_WITHOUT_STORE_BYTES
         if (
-            self.reserved_bytes + size_bytes > self.max_bytes // 2
-            or shelf.reserved_bytes + size_bytes > self.max_bytes // 4
-            or not self._make_room(shelf, size_bytes)
+            self.reserved_bytes + size_bytes > bound
+            or shelf.reserved_bytes + size_bytes > bound // 2
+            or (self.max_bytes and not self._make_room(shelf, size_bytes))
         ):
             self._drop_if_empty(shelf)
             return False
@@ -322,7 +331,9 @@ class Store:
         invalidated = self._invalidated
         if not invalidated:
             return self._all_invalidated_at
-        return max(self._all_invalidated_at, invalidated.get(key, _NEVER), invalidated.get(tenant.encode(), _NEVER))
+        return max(
+            self._all_invalidated_at, invalidated.get(hash(key), _NEVER), invalidated.get(hash(tenant.encode()), _NEVER)
+        )
 
     def tenant_bytes(self, tenant: str) -> int:
         """Bytes stored for a tenant."""
@@ -336,7 +347,7 @@ class Store:
             # Forgetting one could let an old body in; taking all as invalidated now cannot.
             self._invalidated.clear()
             self._all_invalidated_at = now
-        self._invalidated[key] = now
+        self._invalidated[hash(key)] = now
 
     def _remove_resource(self, key: bytes) -> None:
         resource = self.resources.get(key)
@@ -379,7 +390,7 @@ class Store:
         if not resource.variants:
             del self.resources[resource.key]
             if resource.vary:
-                self._vary.put(resource.key, resource.vary)
+                self._vary.put(hash(resource.key), resource.vary)
         shelf = self._shelves[entry.tenant]
         shelf.take(entry)
         self._place(shelf)

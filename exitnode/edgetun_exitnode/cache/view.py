@@ -8,12 +8,24 @@ from __future__ import annotations
 from typing import Final
 
 from edgetun_core.http.message import RequestHead
+from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, RequestDirectives, parse_request_directives
 from edgetun_exitnode.cache.key import HEAD_SUFFIX, QueryFilter, Secondary, build_key, build_secondary
 from edgetun_exitnode.cache.validators import ByteRange, Condition, parse_condition, parse_range
 
+_REWRITES: Final = frozenset(
+    {b"x-original-url", b"x-rewrite-url", b"x-http-method", b"x-http-method-override", b"x-method-override", b"x-host"}
+)
+"""Fields by which some origins take another target, method or host than the request's, which the key does not hold."""
+
 _CONDITIONS_ANSWERED_HERE: Final = frozenset({b"if-none-match", b"if-modified-since"})
+_MAX_VIEWS: Final = 8192
+_MAX_HEAD_BYTES: Final = 4096
+_MAX_VIEW_BYTES: Final = 6 * 1024 * 1024
+_VIEW_BYTES: Final = 1000
+_BYTES_PER_FIELD: Final = 150
+
 _SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 
 
@@ -88,6 +100,9 @@ def build_view(
         or head.protocol is not None
         or any(b"text/event-stream" in value.lower() for value in interesting.get(b"accept", ()))
         or (directives.no_store and not rule.ignore_no_store)
+        # A request that went down this tunnel before would wait for itself; the next stage refuses it.
+        or any(tenant in value for value in interesting.get(b"cdn-loop", ()))
+        or not _REWRITES.isdisjoint(interesting)
         # For the origin alone to evaluate (RFC 9111 §4.3.2).
         or b"if-match" in interesting
         or b"if-unmodified-since" in interesting
@@ -126,10 +141,36 @@ def build_view(
     return view
 
 
+class Views(Memo[RequestHead, RequestView]):
+    """Views by request head, one memo per node; bounded in bytes, since visitors choose the heads.
+
+    Each of the two generations holds heads and views of 6 MiB by estimate. A head beyond 4 KiB is looked at anew each time.
+    """
+
+    __slots__ = ("_weight",)
+
+    def __init__(self) -> None:
+        super().__init__(capacity=_MAX_VIEWS)
+        self._weight = 0
+
+    def remember(self, view: RequestView) -> None:
+        """Keeps a view, if its head is small enough."""
+        head = view.head
+        size = len(head.target) + len(head.authority) + sum(len(name) + len(value) for name, value in head.fields)
+        if size > _MAX_HEAD_BYTES:
+            return
+        self._weight += _VIEW_BYTES + 2 * size + _BYTES_PER_FIELD * len(head.fields)
+        if self._weight > _MAX_VIEW_BYTES:
+            self._weight = 0
+            self._old = self._young
+            self._young = {}
+        self.put(head, view)
+
+
 _INTERESTING: Final = frozenset(
     {
-        b"accept", b"authorization", b"cache-control", b"cookie", b"if-match", b"if-modified-since", b"if-none-match",
-        b"if-range", b"if-unmodified-since", b"pragma", b"range",
+        b"accept", b"authorization", b"cache-control", b"cdn-loop", b"cookie", b"if-match", b"if-modified-since",
+        b"if-none-match", b"if-range", b"if-unmodified-since", b"pragma", b"range", *_REWRITES,
     }
 )  # fmt: skip
 

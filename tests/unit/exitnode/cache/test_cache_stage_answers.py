@@ -570,6 +570,29 @@ def test_private_requests_are_shared_when_the_operator_vouches_for_it(rule, fiel
     assert bench.ask(b"/", field).body == b"hello"
 
 
+@pytest.mark.parametrize(
+    "field", [(b"x-original-url", b"/admin"), (b"x-http-method-override", b"DELETE"), (b"x-host", b"evil.test")]
+)
+def test_fields_that_rewrite_a_request_for_some_origins_cannot_poison_what_others_get(field):
+    bench = Bench()
+    bench.ask(b"/", field)
+    other = bench.ask()
+    assert len(bench.origin) == 2
+    bench.origin[0].answer(b"poisoned")
+    bench.origin[1].answer(b"good")
+    assert other.body == bench.ask().body == b"good"
+
+
+def test_a_request_that_comes_back_to_its_own_tunnel_does_not_wait_for_itself():
+    bench = Bench()
+    bench.ask()
+    looped = bench.ask(b"/", (b"cdn-loop", b'other, edgetun; tunnel="team/shop"'))
+    assert len(bench.origin) == 2, "the stage behind refuses it"
+    assert looped.is_waiting
+    bench.ask(b"/", (b"cdn-loop", b'edgetun; tunnel="team/another"'))
+    assert len(bench.origin) == 2
+
+
 def test_a_get_with_a_body_passes_through():
     bench = filled()
     guest = bench.ask(end=False)

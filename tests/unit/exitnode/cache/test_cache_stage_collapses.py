@@ -12,7 +12,7 @@ from edgetun_core.http.message import RequestHead
 from edgetun_core.snapshot import CacheRule, CollapseRule
 from edgetun_exitnode.cache.flight import WINDOW_BYTES
 from edgetun_exitnode.cache.store import Store
-from support.cache import Bench, Guest
+from support.cache import PEER, Bench, Guest
 
 
 def cc(value: str) -> tuple[bytes, bytes]:
@@ -605,9 +605,29 @@ def test_exchanges_leave_no_garbage_behind():
 def test_heads_seen_once_do_not_pile_up():
     bench = Bench(CacheRule(mode="override", ttl_s=1, max_object_bytes=100), store=Store(100_000))
     bench.origin.script = lambda exchange: exchange.answer(b"x")
+    views = bench.stage._views
     for number in range(20_000):
-        bench.stage.open(RequestHead(b"GET", b"http", b"h", b"/%d" % number, ()), None, True, Guest())
+        head = RequestHead(b"GET", b"http", b"h", b"/%d" % number, ((b"x", b"y" * (number % 5000)),))
+        bench.stage.open(head, PEER, True, Guest())
         bench.origin.exchanges.clear()
-    assert len(bench.stage._views) <= 2 * 4096
+        if number % 100 == 0:
+            held = [*views._young, *views._old]
+            assert sum(2 * len(head.fields[0][1]) + 1000 for head in held) < 2 * 6.5 * 1024 * 1024
+    assert 1000 < len(views) < 20_000
     assert bench.store.stored_bytes <= 100_000
+    bench.check_nothing_left()
+
+
+def test_without_a_store_bodies_are_still_shared_while_they_come_in():
+    bench = Bench(store=Store(0))
+    for _ in range(2):
+        guests = [bench.ask() for _ in range(3)]
+        bench.origin.exchanges[-1].answer_head(200, ())
+        bench.origin.exchanges[-1].send(b"x" * 100_000)
+        guests.append(bench.ask())
+        bench.origin.exchanges[-1].send(b"end", end=True)
+        assert [len(guest.body) for guest in guests] == [100_003] * 4
+        assert guests[0].cache_status == b"edgetun; fwd=uri-miss"
+    assert len(bench.origin) == 2
+    assert bench.store.entry_count == 0
     bench.check_nothing_left()

@@ -146,6 +146,16 @@ def test_names_learned_later_drop_what_was_stored_without_them_and_are_remembere
     assert put(store, b"k", names=(b"a", b"b"), secondary=(None, None)) is not None
 
 
+def test_an_origin_that_varies_on_ever_other_names_is_followed_within_a_bound():
+    store = Store(100 * EACH)
+    for number in range(100):
+        names = store.learn_vary(b"k", (b"n%d" % number,))
+        assert b"n%d" % number in names
+        assert len(names) <= 16
+        assert put(store, b"k", names=names, secondary=tuple(None for _ in names)) is not None
+        assert store.entry_count == 1
+
+
 def test_what_was_asked_for_before_an_invalidation_is_not_stored_after_it():
     store = Store(100 * EACH)
     put(store, b"k")
