@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import sys
@@ -98,7 +97,6 @@ async def _run(settings: AgentSettings, started: float) -> int:
         log.info("ready in %.2f s; Ctrl-C to stop", time.monotonic() - started)
         settle()
         _start_admin(settings, agent, origins, stack)
-        _settle()
         await _until_stopped(signals, keeper, recent)
         log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
         await agent.drain(settings.drain_s)
@@ -206,13 +204,6 @@ def _start_admin(settings: AgentSettings, agent: Agent, origins: Origins, stack:
     admin = start_admin(host, port, collect, lambda: readiness(agent))
     stack.callback(admin.close)
     log.info("metrics at http://%s:%d/metrics", host, admin.port)
-
-
-def _settle() -> None:
-    """What was made so far stays: the collector need not look at it again, and full collections become rare."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
 
 
 def readiness(agent: Agent) -> tuple[bool, dict[str, Any]]:

@@ -17,8 +17,8 @@ REQUESTS = 200
 
 
 def _ours() -> Counter[str]:
-    names = (type(thing) for thing in gc.get_objects())
-    return Counter(kind.__qualname__ for kind in names if kind.__module__.startswith("edgetun"))
+    kinds = (type(thing) for thing in gc.get_objects())
+    return Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).startswith("edgetun"))
 
 
 @pytest.mark.parametrize("engine", ["tls", "qh3"])
