@@ -414,7 +414,10 @@ class Mux(Outlet):
         elif not number:
             self.receive_session_credit(amount)
         elif self._is_yet_unopened(number):
-            self._openings.early_of(lane, number).credit += amount
+            early = self._openings.early_of(lane, number)
+            early.credit += amount
+            if early.credit > frames.MAX_CREDIT:
+                raise SessionBroken(f"exchange {number}: CREDIT adds up to more than {frames.MAX_CREDIT}")
 
     def _receive_reset(self, lane: Lane, number: int, exchange: Exchange | None, payload: bytes) -> None:
         if len(payload) < 2:

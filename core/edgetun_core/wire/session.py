@@ -228,7 +228,7 @@ class Session:
 
     def _dead_at(self) -> float:
         assert self.welcome is not None
-        last = min((lane.received_at for lane in self.mux.regular_lanes() if lane.received_at), default=0.0)
+        last = min((lane.received_at for lane in self.mux.regular_lanes() if lane.received_at), default=float("inf"))
         return max(last + self.welcome.dead_after_s, self._grace_until)
 
     def _why_dead(self, now: float) -> SessionLost:
