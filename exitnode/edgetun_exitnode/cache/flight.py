@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from edgetun_core.errors import Cancelled, EdgetunError, LimitExceeded, UpstreamBroken
-from edgetun_core.http.exchange import RequestSink, ResponseSink
+from edgetun_core.http.exchange import RequestSink
 from edgetun_core.http.message import Fields, Peer, ResponseHead
 from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, Reader
 from edgetun_exitnode.cache.collapse import (
@@ -29,6 +29,7 @@ from edgetun_exitnode.cache.freshness import ERRORS, NotStorable, Storable, deci
 from edgetun_exitnode.cache.response import StoredResponse, Use, decide_not_modified, decide_range, with_cache_status
 from edgetun_exitnode.cache.scheduling import TimerHandle
 from edgetun_exitnode.cache.view import RequestView
+from edgetun_exitnode.cache.visitor import Visitor
 
 if TYPE_CHECKING:
     from edgetun_exitnode.cache.stage import CacheStage
@@ -42,102 +43,6 @@ FILL_S: Final = 30.0
 """How long a body that nobody reads may take to come in."""
 ERROR_NOT_COLLAPSIBLE_S: Final = 1.0
 """How long an origin's 5xx keeps a key from being collapsed."""
-
-
-class Visitor:
-    """One visitor's request at this stage, while it waits, reads, or goes alone; the `RequestSink` its front holds."""
-
-    __slots__ = (
-        "asks",
-        "client",
-        "flight",
-        "fwd",
-        "is_opening",
-        "is_over",
-        "is_paused",
-        "peer",
-        "reader",
-        "stage",
-        "upstream",
-        "view",
-    )
-
-    def __init__(self, stage: CacheStage, view: RequestView, peer: Peer, client: ResponseSink, fwd: bytes) -> None:
-        self.stage = stage
-        self.view = view
-        self.peer = peer
-        self.client = client
-        self.fwd = fwd
-        self.flight: Flight | None = None
-        self.reader: Reader | None = None
-        self.upstream: RequestSink | None = None
-        """The exchange of who goes alone."""
-        self.is_paused = False
-        self.is_over = False
-        self.is_opening = True
-        """`Handler.open` has not returned yet."""
-        self.asks = 0
-
-    def send_data(self, data: bytes, end: bool) -> None:
-        """Nothing to send: collapsed requests have no body."""
-
-    def send_trailers(self, fields: Fields) -> None:
-        """Nothing to send."""
-
-    def reset(self, error: EdgetunError) -> None:
-        if self.is_over:
-            return
-        self.is_over = True
-        if self.reader is not None:
-            self.reader.reset(error)
-            self.reader = None
-        flight = self.flight
-        if flight is not None:
-            flight.leave(self)
-        elif self.upstream is not None:
-            self.upstream.reset(error)
-
-    def pause_response(self) -> None:
-        self.is_paused = True
-        if self.reader is not None:
-            self.reader.is_paused = True
-        elif self.upstream is not None:
-            self.upstream.pause_response()
-
-    def resume_response(self) -> None:
-        self.is_paused = False
-        if self.reader is not None:
-            self.reader.resume_response()
-            if self.flight is not None and self.flight.is_upstream_paused:
-                self.flight.keep_pace()
-        elif self.upstream is not None:
-            self.upstream.resume_response()
-
-    def connect(self, upstream: RequestSink) -> None:
-        """The visitor's own exchange is open: passes on what they said meanwhile."""
-        self.upstream = upstream
-        if self.is_over:
-            upstream.reset(Cancelled("the visitor went away"))
-        elif self.is_paused:
-            upstream.pause_response()
-
-    def finish(self) -> None:
-        """All that was asked for is about to be pushed; comes before the push, because the front may ask again from within."""
-        self.is_over = True
-        self.reader = None
-        flight, self.flight = self.flight, None
-        if flight is not None:
-            flight.satisfied(self)
-
-    def fail(self, error: EdgetunError) -> None:
-        """The visitor gets the error."""
-        if not self.is_over:
-            self.is_over = True
-            self.flight = None
-            if self.reader is not None:
-                self.reader.reset(error)
-                self.reader = None
-            self.client.on_reset(error)
 
 
 class Flight:

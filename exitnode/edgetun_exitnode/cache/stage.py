@@ -42,7 +42,7 @@ from edgetun_exitnode.cache.collapse import (
 )
 from edgetun_exitnode.cache.collapse import Visitor as AnyVisitor
 from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, RequestDirectives
-from edgetun_exitnode.cache.flight import FILL_S, Flight, Visitor
+from edgetun_exitnode.cache.flight import FILL_S, Flight
 from edgetun_exitnode.cache.freshness import Fresh, MustForward, Stale, Storable, decide_freshness, decide_storable
 from edgetun_exitnode.cache.key import QueryFilter, Secondary, build_invalidated_targets, build_key
 from edgetun_exitnode.cache.passing import PassThrough
@@ -58,6 +58,7 @@ from edgetun_exitnode.cache.scheduling import Scheduler
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Entry, Store
 from edgetun_exitnode.cache.view import RequestView, Views, build_view
+from edgetun_exitnode.cache.visitor import Visitor
 
 MAX_ASKS: Final = 3
 """How often a visitor may turn out to want another variant before they go alone."""
@@ -174,7 +175,7 @@ class CacheStage:
         if self.coordinator.goes_alone(flight_key, now):
             self.stats.alone += 1
             return self.next.open(head, peer, True, self._watch_alone(view, client, flight_key, now))
-        visitor = Visitor(self, view, peer, client, fwd)
+        visitor = Visitor(view, peer, client, fwd)
         self._ask(visitor, flight_key, now)
         visitor.is_opening = False
         return CLOSED if visitor.is_over else visitor
