@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import ssl
 import stat
 import subprocess
@@ -138,16 +137,15 @@ def test_renewal_is_due_in_the_last_third_and_when_the_clock_is_before_the_begin
     assert is_renewal_due(10_000, 20_000, 10_000 - CLOCK_SKEW_S - 1)
 
 
-def _make(folder: str) -> bytes:
-    return DevelopmentCA(folder).ca_pem
-
-
 def test_processes_that_start_together_agree_on_one_ca(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        made = pool.map(_make, [str(tmp_path / "ca")] * 6)
-    assert len(set(made)) == 1
-    key = (tmp_path / "ca" / "ca.key").read_bytes()
-    ServerIdentity(made[0], key)
+    code = "import sys; from edgetun_core.pki import DevelopmentCA; print(DevelopmentCA(sys.argv[1]).ca_pem.decode())"
+    command = [sys.executable, "-c", code, str(tmp_path / "ca")]
+    together = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    made = {process.communicate(timeout=30)[0].strip() for process in together}
+    assert len(made) == 1
+    certificate = (tmp_path / "ca" / "ca.pem").read_bytes()
+    assert made == {certificate.decode().strip()}
+    ServerIdentity(certificate, (tmp_path / "ca" / "ca.key").read_bytes())
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
