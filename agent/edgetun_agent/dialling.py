@@ -220,7 +220,15 @@ class Attempt:
         runner = RacingRunner(self._hello, self._handler, self.session, claim, self.session.on_link_gone)
         engine, port = ("tls", endpoint.tls_port) if transport == "tls" else (self._quic_engine, endpoint.quic_port)
         try:
-            await dial(engine, endpoint.host, port, trust=self._trust, user=runner, timeout_s=LINK_TIMEOUT_S)
+            await dial(
+                engine,
+                endpoint.host,
+                port,
+                trust=self._trust,
+                user=runner,
+                timeout_s=LINK_TIMEOUT_S,
+                server_name=endpoint.server_name or None,
+            )
         except EdgetunError as error:
             self._tell(Failed(transport, error))
 

@@ -12,6 +12,7 @@ from edgetun_core.snapshot import TunnelRule
 
 REGISTER_PATH = "/v1/register"
 RENEW_PATH = "/v1/renew"
+WATCH_PATH = "/v1/watch"
 CA_PATH = "/ca.pem"
 TIME_PATH = "/v1/time"
 
@@ -32,6 +33,15 @@ class AdHocTunnel(Struct, frozen=True, omit_defaults=True):
     cache_ttl_s: float = 0.0
 
 
+class Probe(Struct, frozen=True, omit_defaults=True):
+    """Round trips that an agent measured to one offered region, the best of some tries; 0 means no answer."""
+
+    pool: str
+    region: str
+    tcp_s: float = 0.0
+    quic_s: float = 0.0
+
+
 class EnrollRequest(Struct, frozen=True, omit_defaults=True):
     """What an agent asks for. `want` are tunnel ids or patterns (`team-a/*`); empty and no `adhoc`: all it may serve.
 
@@ -42,6 +52,11 @@ class EnrollRequest(Struct, frozen=True, omit_defaults=True):
     want: tuple[str, ...] = ()
     adhoc: AdHocTunnel | None = None
     software: str = ""
+    can_probe: bool = False
+    """Whether the agent measures what it is offered; it then gets `offers` to measure."""
+    probes: tuple[Probe, ...] = ()
+    placed: str = ""
+    """`EnrollResponse.placed` of the answer before, so that any replica of control knows where the agent is."""
 
 
 class Endpoint(Struct, frozen=True, omit_defaults=True):
@@ -51,6 +66,16 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     tls_port: int
     quic_port: int
     node: str = ""
+    server_name: str = ""
+    """The name that the certificate there carries; empty: `host`."""
+
+
+class Offer(Struct, frozen=True, omit_defaults=True):
+    """A region that an agent may be placed in, and where to measure the round trip to it."""
+
+    pool: str
+    region: str
+    endpoints: tuple[Endpoint, ...]
 
 
 class VisitorAddress(Struct, frozen=True, omit_defaults=True):
@@ -79,6 +104,14 @@ class EnrollResponse(Struct, frozen=True, omit_defaults=True):
     server_time: float
     exit_ca_pem: str = ""
     visitors: VisitorAddress = VisitorAddress()
+    offers: tuple[Offer, ...] = ()
+    """Regions to measure; the agent renews with `probes` then. Empty: there is nothing to choose from."""
+    placed: str = ""
+    """`"pool/region"` of every pool that the tunnels are on, joined by commas."""
+    watch_s: float = 0.0
+    """How long control holds a `POST /v1/watch`; 0: it is not offered."""
+    revision: str = ""
+    """Names what this answer says; `/v1/watch` answers when another one holds."""
 
 
 class RefusalBody(Struct, frozen=True):

@@ -176,6 +176,15 @@ def _server_context(cert_pem: bytes, key_pem: bytes, name: str) -> ssl.SSLContex
     return context
 
 
+def load_chain(context: ssl.SSLContext, cert_pem: bytes, key_pem: bytes) -> None:
+    """Lets a context show this certificate, also a client's. Raises `ConfigError`."""
+    with _nameless_file(key_pem.rstrip() + b"\n" + cert_pem) as path:
+        try:
+            context.load_cert_chain(path)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"the certificate and its key cannot be used: {error}") from error
+
+
 @contextlib.contextmanager
 def _nameless_file(content: bytes) -> Iterator[str]:
     if hasattr(os, "memfd_create"):

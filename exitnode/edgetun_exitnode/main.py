@@ -48,6 +48,8 @@ def main() -> int:
 
 
 async def _run(settings: ExitNodeSettings, started: float) -> int:
+    if bool(settings.control) == (settings.snapshot is not None):
+        raise ConfigError("give either --control or --snapshot", remedy="see edgetun-exitnode --help")
     raise_open_files_limit()
     signals = StopSignals()
     limits = NodeLimits(FrontLimits(max_connections=settings.max_connections), settings.cache_bytes)
@@ -55,8 +57,16 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
     admin = None
     follower: asyncio.Task[None] | None = None
     try:
-        node.apply(read_snapshot(settings.snapshot))
-        await _listen(node, settings)
+        if settings.control:
+            from edgetun_exitnode.control.wiring import follow_control  # aiohttp: a quarter of a second
+
+            await _listen(node, settings, tunnel=False)
+            follower = await follow_control(node, settings, settings.tunnel_port)
+        else:
+            assert settings.snapshot is not None
+            node.apply(read_snapshot(settings.snapshot))
+            await _listen(node, settings)
+            follower = asyncio.create_task(_follow(node, settings.snapshot), name="follow the snapshot file")
         log.info("ready in %.2f s", time.monotonic() - started)
         settle()
         if settings.metrics:
@@ -64,7 +74,6 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
 
             host, port = parse_host_port(settings.metrics, "--metrics")
             admin = start_admin(host, port, lambda: _collect(node), node.readiness)
-        follower = asyncio.create_task(_follow(node, settings.snapshot), name="follow the snapshot file")
         stopping = asyncio.create_task(signals.wait(), name="stop signal")
         await asyncio.wait((follower, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -83,7 +92,7 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
     return 0
 
 
-async def _listen(node: ExitNode, settings: ExitNodeSettings) -> None:
+async def _listen(node: ExitNode, settings: ExitNodeSettings, *, tunnel: bool = True) -> None:
     ca = DevelopmentCA(settings.state / "ca")
     if settings.http_port >= 0:
         front = await node.listen_http(settings.listen, settings.http_port)
@@ -92,7 +101,7 @@ async def _listen(node: ExitNode, settings: ExitNodeSettings) -> None:
         store = CertificateStore(parse_certificate_pairs(settings.certificate), development=ca)
         front = await node.listen_https(settings.listen, settings.https_port, store)
         log.info("https on %s:%d", settings.listen, front.port)
-    if settings.tunnel_port >= 0:
+    if tunnel and settings.tunnel_port >= 0:
         identity = ca.identity(settings.tunnel_name)
         tls, quic = await node.listen_tunnel(
             settings.listen, settings.tunnel_port, identity, quic_engine=settings.quic_engine

@@ -13,12 +13,25 @@ from edgetun_core.settings import REQUIRED, setting
 
 @dataclass(frozen=True, slots=True)
 class ExitNodeSettings:
-    """One exit node as a process of its own; it obeys a snapshot file and needs nobody else to serve."""
+    """One exit node as a process of its own. It obeys a snapshot file, or follows control and serves on while that is away."""
 
     section: ClassVar[str] = "exitnode"
 
-    snapshot: Path = setting(REQUIRED, "Snapshot to obey, as `edgetun compile` writes it; taken anew when it changes.")
-    state: Path = setting(REQUIRED, "Folder for the development CA, where no certificates are given.")
+    snapshot: Path | None = setting(
+        None, "Snapshot to obey, as `edgetun compile` writes it; taken anew when it changes. Instead of --control."
+    )
+    control: str = setting("", "Control to follow, https://HOST:PORT. Instead of --snapshot.", metavar="URL")
+    control_ca: Path | None = setting(None, "CA (PEM) of control's certificate. Default: the system's CAs.")
+    control_token_file: Path = setting(
+        Path("/var/run/secrets/edgetun.dev/token"),
+        "File with the ServiceAccount token (audience edgetun-control) that proves this node to control.",
+    )
+    pool: str = setting("default", "With --control: the exit pool that this node belongs to.")
+    region: str = setting("default", "With --control: the region of the pool.")
+    tunnel_address: str = setting(
+        "", "HOST:PORT by which agents reach this very node, where there is one.", metavar="HOST:PORT"
+    )
+    state: Path = setting(REQUIRED, "Folder for what a node keeps: a development CA, its identity, the last snapshot.")
     name: str = setting("exitnode", "This node's name, as agents and metrics show it.")
     listen: str = setting("0.0.0.0", "Address to listen on.")
     http_port: int = setting(8080, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)

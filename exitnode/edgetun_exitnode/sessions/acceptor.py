@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 from edgetun_core import __version__
 from edgetun_core.credentials import CredentialExpired, CredentialRevoked, CredentialVerifier
@@ -36,11 +37,21 @@ class _NoExchanges:
 class _Admitted:
     """What is remembered of a session while it stands."""
 
-    __slots__ = ("services", "token_id")
+    __slots__ = ("services", "since", "token_id")
 
-    def __init__(self, token_id: str, services: tuple[str, ...]) -> None:
+    def __init__(self, token_id: str, services: tuple[str, ...], since: float) -> None:
         self.token_id = token_id
         self.services = services
+        self.since = since
+
+
+class AdmittedSession(NamedTuple):
+    """A session that stands. `since`: seconds since the epoch."""
+
+    runner: SessionRunner
+    token_id: str
+    services: tuple[str, ...]
+    since: float
 
 
 class SessionAcceptor:
@@ -59,7 +70,8 @@ class SessionAcceptor:
         self._node = node
         self._wall_clock = wall_clock
         self._max_sessions = max_sessions
-        self._on_change = on_change
+        self.on_change = on_change
+        """Called after a session was opened, drains, or is gone."""
         self._verifier = CredentialVerifier()
         self._configured: frozenset[str] = frozenset()
         self._pending: dict[str, _Admitted] = {}
@@ -113,7 +125,7 @@ class SessionAcceptor:
         if not accepted:
             why = refused[0][1] if refused else "the hello names no tunnel"
             return self._refuse(AuthError(f"nothing to serve: {why}"), -1.0)
-        self._pending[hello.session_id] = _Admitted(claims.token_id, tuple(accepted))
+        self._pending[hello.session_id] = _Admitted(claims.token_id, tuple(accepted), self._wall_clock())
         return Welcome(
             node=self._node,
             services=tuple(accepted),
@@ -143,11 +155,11 @@ class SessionAcceptor:
             self._registry.remove(old)
             old.close(EdgetunError("the agent opened this session anew"))
         log.info("agent %s is connected over %s for %s", hello.agent_id, runner.transport, ", ".join(admitted.services))
-        self._on_change()
+        self.on_change()
 
     def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
         self._registry.remove(runner)
-        self._on_change()
+        self.on_change()
 
     def on_session_closed(self, runner: SessionRunner, error: EdgetunError | None) -> None:
         self._registry.remove(runner)
@@ -159,10 +171,14 @@ class SessionAcceptor:
             del self._by_session_id[hello.session_id]
         if admitted is not None and hello is not None:
             log.info("agent %s left: %s", hello.agent_id, error or "closed in good order")
-            self._on_change()
+            self.on_change()
 
     def is_configured(self, service: str) -> bool:
         return service in self._configured
+
+    def admitted(self) -> list[AdmittedSession]:
+        """The sessions that stand, draining ones too."""
+        return [AdmittedSession(runner, it.token_id, it.services, it.since) for runner, it in self._admitted.items()]
 
     @property
     def runners(self) -> list[SessionRunner]:

@@ -1,0 +1,52 @@
+"""What an exit node tells control about its sessions: what changed since it last did, gathered and bounded. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from edgetun_core.control_stream import NodeLoad, Presence, SessionInfo
+from edgetun_core.control_stream.messages import MOST_SESSIONS_PER_PRESENCE
+
+RTT_CHANGE: Final = 0.25
+"""A round trip is told anew when it differs by this part of what was told, and by `RTT_CHANGE_S`."""
+RTT_CHANGE_S: Final = 0.002
+
+
+class Told:
+    """What control was told over the present stream. `begin` with every new one."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, SessionInfo] = {}
+        self._load: NodeLoad | None = None
+        self._is_fresh = True
+
+    def begin(self) -> None:
+        """Control has heard nothing yet."""
+        self._sessions = {}
+        self._load = None
+        self._is_fresh = True
+
+    def report(self, sessions: Mapping[str, SessionInfo], load: NodeLoad) -> list[Presence]:
+        """The messages that bring control from what it was told to what is; none when nothing is worth telling."""
+        opened = [info for key, info in sessions.items() if self._is_news(info, self._sessions.get(key))]
+        closed = [key for key in self._sessions if key not in sessions]
+        messages: list[Presence] = []
+        is_load_news = load != self._load
+        while opened or closed or is_load_news or self._is_fresh:
+            some, opened = tuple(opened[:MOST_SESSIONS_PER_PRESENCE]), opened[MOST_SESSIONS_PER_PRESENCE:]
+            gone, closed = tuple(closed[:MOST_SESSIONS_PER_PRESENCE]), closed[MOST_SESSIONS_PER_PRESENCE:]
+            messages.append(Presence(self._is_fresh, some, gone, load if is_load_news else None))
+            self._is_fresh = is_load_news = False
+            self._sessions.update((info.session_id, info) for info in some)
+            for key in gone:
+                self._sessions.pop(key, None)
+        self._load = load
+        return messages
+
+    @staticmethod
+    def _is_news(info: SessionInfo, told: SessionInfo | None) -> bool:
+        if told is None or (info.transport, info.since, info.services) != (told.transport, told.since, told.services):
+            return True
+        change_s = abs(info.rtt_s - told.rtt_s)
+        return change_s > RTT_CHANGE_S and change_s > RTT_CHANGE * told.rtt_s
