@@ -10,14 +10,14 @@ refused before it gets here; here stands what only the whole set can break.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from edgetun_core.api.conditions import Reason
 from edgetun_core.api.exitpool import ExitPool, PoolLimits
-from edgetun_core.api.explain import or_list
 from edgetun_core.api.meta import Resource
 from edgetun_core.api.policies import (
     CachePolicy,
@@ -27,8 +27,10 @@ from edgetun_core.api.policies import (
     LimitPolicy,
     overlay,
 )
+from edgetun_core.api.reservation import HostnameReservation
 from edgetun_core.api.tunnel import NamedOrigin, Origin, Tunnel, TunnelSpec
-from edgetun_core.problem import Problem, Severity, sort_problems
+from edgetun_core.claims import Claims
+from edgetun_core.problem import Problem, sort_problems
 from edgetun_core.quantities import quoted
 from edgetun_core.snapshot import (
     CacheRule,
@@ -43,7 +45,7 @@ from edgetun_core.snapshot import (
     TunnelRule,
 )
 
-__all__ = ["Plan", "Problem", "compile_region", "tunnel_rule"]
+__all__ = ["Plan", "Problem", "allows_region", "compile_region", "region_problems", "tunnel_rule"]
 
 R = TypeVar("R", bound=Struct)
 
@@ -59,9 +61,11 @@ def compile_region(
     *,
     credential_keys: tuple[CredentialKey, ...] = (),
     revoked_tokens: tuple[str, ...] = (),
+    namespaces: Mapping[str, Mapping[str, str]] | None = None,
+    system_namespace: str = "",
 ) -> tuple[Snapshot, tuple[Problem, ...]]:
     """What the exit nodes of one region of one pool serve, and every problem of the whole set."""
-    plan = Plan(resources)
+    plan = Plan(resources, namespaces=namespaces, system_namespace=system_namespace)
     snapshot = plan.snapshot(pool, region, version, credential_keys=credential_keys, revoked_tokens=revoked_tokens)
     return snapshot, plan.problems
 
@@ -69,24 +73,46 @@ def compile_region(
 class Plan:
     """What a set of resources comes to, before a region is chosen.
 
+    HostnameReservations among the resources keep hostnames for their namespaces; `namespaces` (labels by name) and
+    `system_namespace` decide on the pools' `allowedNamespaces`, and are left out where there is no cluster. Whoever follows
+    changes one by one uses `Claims`, `region_problems` and `tunnel_rule` instead.
+
     `problems` are sorted. An error keeps a tunnel, or one of its hostnames, from being served; a warning does not.
     """
 
-    def __init__(self, resources: Sequence[Resource]) -> None:
+    def __init__(
+        self,
+        resources: Sequence[Resource],
+        *,
+        namespaces: Mapping[str, Mapping[str, str]] | None = None,
+        system_namespace: str = "",
+    ) -> None:
+        claims = Claims(namespaces=namespaces, system_namespace=system_namespace)
+        for resource in resources:
+            if isinstance(resource, Tunnel):
+                claims.put_tunnel(resource)
+            elif isinstance(resource, ExitPool):
+                claims.put_pool(resource)
+            elif isinstance(resource, HostnameReservation):
+                claims.put_reservation(resource)
         found: list[Problem] = []
-        self._pools = {pool.id: pool for pool in resources if isinstance(pool, ExitPool)}
+        self._pools = claims.pools
         self._served: dict[str, tuple[Tunnel, TunnelRule]] = {}
-        holders: dict[str, Tunnel] = {}
-        for tunnel in _by_seniority(resource for resource in resources if isinstance(resource, Tunnel)):
-            pool = self._pools.get(tunnel.spec.pool.name)
-            if pool is None:
-                found.append(_no_pool(tunnel, self._pools))
-                continue
-            found.extend(_region_problems(tunnel, pool))
-            hostnames = _claim(tunnel, pool, holders, found)
-            if hostnames:
-                self._served[tunnel.id] = (tunnel, tunnel_rule(tunnel, hostnames))
+        for tunnel_id in claims.by_seniority():
+            tunnel = claims.tunnel(tunnel_id)
+            assert tunnel is not None
+            verdict = claims.verdict(tunnel_id)
+            found.extend(verdict.problems)
+            if verdict.pool is not None:
+                found.extend(region_problems(tunnel, verdict.pool))
+            if verdict.hostnames:
+                self._served[tunnel_id] = (tunnel, tunnel_rule(tunnel, verdict.hostnames))
         self.problems = sort_problems(found)
+
+    @property
+    def rules(self) -> Iterator[TunnelRule]:
+        """Every tunnel that is served somewhere, with the hostnames it holds."""
+        return (rule for _, rule in self._served.values())
 
     def snapshot(
         self,
@@ -101,7 +127,7 @@ class Plan:
         rules = [
             rule
             for tunnel, rule in self._served.values()
-            if tunnel.spec.pool.name == pool and _allows(tunnel.spec, region)
+            if tunnel.spec.pool.name == pool and allows_region(tunnel.spec, region)
         ]
         here = self._pools.get(pool)
         return Snapshot(
@@ -125,72 +151,26 @@ class Plan:
 # --- the whole set -----------------------------------------------------------------------------------------------------
 
 
-def _by_seniority(tunnels: Iterable[Tunnel]) -> list[Tunnel]:
-    """Oldest first, equals by name; then those without a timestamp in the order they came."""
-    numbered = list(enumerate(tunnels))
-
-    def rank(entry: tuple[int, Tunnel]) -> tuple[int, str, str, int]:
-        index, tunnel = entry
-        created = tunnel.metadata.creation_timestamp
-        return (0, created, tunnel.id, 0) if created is not None else (1, "", "", index)
-
-    return [tunnel for _, tunnel in sorted(numbered, key=rank)]
-
-
-def _problem(severity: Severity, tunnel: Tunnel, field: str, reason: str, message: str) -> Problem:
-    return Problem(severity, tunnel.ref, field, reason, message)
-
-
-def _no_pool(tunnel: Tunnel, pools: dict[str, ExitPool]) -> Problem:
-    name = tunnel.spec.pool.name
-    remedy = f"write {or_list(sorted(pools)[:5])}" if pools else "add an ExitPool of this name"
-    return _problem(
-        "error", tunnel, "spec.pool.name", "PoolNotFound", f"no ExitPool is called {quoted(name)}; {remedy}"
-    )
-
-
-def _allows(spec: TunnelSpec, region: str) -> bool:
+def allows_region(spec: TunnelSpec, region: str) -> bool:
+    """Whether a tunnel may be served in a region."""
     policy = spec.pool.regions
     return region not in policy.deny and (not policy.allow or region in policy.allow)
 
 
-def _region_problems(tunnel: Tunnel, pool: ExitPool) -> Iterable[Problem]:
+def region_problems(tunnel: Tunnel, pool: ExitPool) -> Iterator[Problem]:
+    """What is wrong with a tunnel's choice among the regions of its pool."""
     policy = tunnel.spec.pool.regions
     regions = [region.name for region in pool.spec.regions]
     for where, names in (("allow", policy.allow), ("deny", policy.deny)):
         for index, name in enumerate(names):
             if name not in regions:
                 text = f"{pool.ref} has no region {quoted(name)}; it has {', '.join(sorted(regions))}"
-                yield _problem("warning", tunnel, f"spec.pool.regions.{where}[{index}]", "RegionNotFound", text)
-    if not any(_allows(tunnel.spec, region) for region in regions):
+                yield Problem(
+                    "warning", tunnel.ref, f"spec.pool.regions.{where}[{index}]", Reason.REGION_NOT_FOUND, text
+                )
+    if not any(allows_region(tunnel.spec, region) for region in regions):
         text = f"allows none of the regions of {pool.ref} ({', '.join(sorted(regions))}); allow one of them"
-        yield _problem("error", tunnel, "spec.pool.regions", "NoRegion", text)
-
-
-def _claim(tunnel: Tunnel, pool: ExitPool, holders: dict[str, Tunnel], found: list[Problem]) -> tuple[str, ...]:
-    """The hostnames the tunnel gets. A name belongs to one tunnel of the whole set, since DNS can lead to one pool only."""
-    mine = []
-    for index, hostname in enumerate(tunnel.spec.hostnames):
-        field = f"spec.hostnames[{index}]"
-        holder = holders.get(hostname)
-        if not _covers(pool.spec.domains, hostname):
-            domains = ", ".join(pool.spec.domains[:5])
-            text = f"{quoted(hostname)} is outside the domains of {pool.ref} ({domains}); choose a name in there or extend spec.domains"
-            found.append(_problem("error", tunnel, field, "HostnameNotAllowed", text))
-        elif holder is not None:
-            text = f"{quoted(hostname)} is held by {holder.ref}; choose another or ask for its release"
-            found.append(_problem("error", tunnel, field, "HostnameConflict", text))
-        else:
-            holders[hostname] = tunnel
-            mine.append(hostname)
-    return tuple(mine)
-
-
-def _covers(domains: Sequence[str], hostname: str) -> bool:
-    if hostname in domains or "*" in domains:
-        return True
-    parent = hostname.partition(".")[2]
-    return bool(parent) and f"*.{parent}" in domains
+        yield Problem("error", tunnel.ref, "spec.pool.regions", Reason.NO_REGION, text)
 
 
 # --- one tunnel --------------------------------------------------------------------------------------------------------

@@ -222,7 +222,8 @@ def test_every_field_is_described_and_no_reserved_name_is_in_use(model: type[Api
 )
 def test_every_rule_has_its_cel_and_its_message(model: type[RuledModel]) -> None:
     for rule in model.rules:
-        assert "self" in rule.cel
+        # Where a list has a key, the schema says it.
+        assert "self" in rule.cel or rule.message.endswith("have the same name")
         assert rule.message
         assert rule.cel.count("(") == rule.cel.count(")")
 
