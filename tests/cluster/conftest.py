@@ -17,6 +17,7 @@ import yaml
 from support.cluster import ControlPlane
 from support.kube_binaries import Binaries
 from support.kube_client import KubeClient, Object
+from support.manifests import read_crds
 from support.requirements import missing
 
 
@@ -26,6 +27,14 @@ def cluster(control_plane_binaries: Binaries) -> Iterator[ControlPlane]:
     plane = ControlPlane(control_plane_binaries)
     yield plane
     plane.close()
+
+
+@pytest.fixture(scope="session")
+def crds(cluster: ControlPlane) -> list[Object]:
+    """edgetun's CustomResourceDefinitions, as `crds/*.yaml` has them, installed."""
+    definitions = read_crds()
+    cluster.install_crds(definitions)
+    return definitions
 
 
 @pytest.fixture

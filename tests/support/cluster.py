@@ -237,7 +237,8 @@ class ControlPlane:
     def expire_watches(self) -> None:
         """After this, every resource version that anybody holds is too old: watches end, and going on from it gets 410 Gone.
 
-        etcd forgets its history, and the API server is restarted, since its watch cache would still remember.
+        etcd forgets its history, and the API server is restarted, since its watch cache would still remember. For a moment
+        it answers watches with 429 while it fills that cache anew: a client must bear both.
         """
         for _ in range(2):  # so that what clients hold is older than what is left
             stamp = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "edgetun-tests-compaction"}}

@@ -11,6 +11,7 @@ import http.client
 import json
 import ssl
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,9 +75,20 @@ class KubeClient:
         content_type: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes]:
-        """One request, and the status and body of its answer as they are."""
+        """One request, and the status and body of its answer as they are.
+
+        429 is not an answer but a wish to be asked later, as when the watch caches fill after a start; it is met.
+        """
         if query:
             path += ("&" if "?" in path else "?") + urllib.parse.urlencode(query)
+        end = time.monotonic() + self._timeout_s
+        while True:
+            status, data = self._send(method, path, body, content_type)
+            if status != 429 or time.monotonic() > end:
+                return status, data
+            time.sleep(0.2)
+
+    def _send(self, method: str, path: str, body: object, content_type: str) -> tuple[int, bytes]:
         connection = http.client.HTTPSConnection(self._host, context=self._context, timeout=self._timeout_s)
         try:
             data = None if body is None else json.dumps(body).encode()
@@ -136,9 +148,10 @@ class KubeClient:
         """The list object; `["metadata"]["resourceVersion"]` is where a watch may go on. Query: labelSelector="..." etc."""
         return self.request("GET", self.path(api_version, kind, namespace), query=query)
 
-    def create(self, obj: Object) -> Object:
-        path = self.path_of(obj).rpartition("/")[0]
-        return self.request("POST", path, obj, query={"fieldValidation": "Strict"})
+    def create(self, obj: Object, *, dry_run: bool = False, unknown_fields: str = "Strict") -> Object:
+        """`unknown_fields`: "Strict" refuses them, "Ignore" drops them."""
+        query = {"fieldValidation": unknown_fields} | ({"dryRun": "All"} if dry_run else {})
+        return self.request("POST", self.path_of(obj).rpartition("/")[0], obj, query=query)
 
     def apply(
         self, obj: Object, *, manager: str = "edgetun-tests", dry_run: bool = False, subresource: str = ""
