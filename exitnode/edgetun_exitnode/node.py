@@ -112,7 +112,7 @@ class ExitNode:
                 wall_clock=self._wall_clock,
                 stats=self.cache_stats.setdefault(tunnel.id, CacheStats()),
                 views=self._views,
-                partition=route.origin,
+                partition=_origin_of(tunnel, route),
             )
         if CompiledHeaderRules.is_needed(route.request_headers):
             handler = RequestHeaderStage(route.request_headers, handler)
@@ -201,3 +201,11 @@ class ExitNode:
             "sessions": len(self.registry.sessions),
         }
         return self.snapshot is not None and bool(self.fronts) and not self.is_draining, facts
+
+
+def _origin_of(tunnel: TunnelRule, route: RouteRule) -> str:
+    """Which origin answers for a route, by name and url: another one's stored answers are not this one's."""
+    for origin in tunnel.origins:
+        if origin.name == route.origin or not route.origin:
+            return f"{origin.name} {origin.url}"
+    return route.origin

@@ -59,6 +59,10 @@ class RequestHead:
         """Every value of a field, in order; `name` in lower case."""
         return [value for key, value in self.fields if key == name]
 
+    def size_bytes(self) -> int:
+        """Roughly what the head takes: for bounds, not for the wire."""
+        return len(self.target) + len(self.authority) + sum(len(name) + len(value) for name, value in self.fields)
+
     def replace(
         self,
         *,
@@ -118,6 +122,10 @@ class ResponseHead:
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a field, in order; `name` in lower case."""
         return [value for key, value in self.fields if key == name]
+
+    def size_bytes(self) -> int:
+        """Roughly what the head takes: for bounds, not for the wire."""
+        return sum(len(name) + len(value) for name, value in self.fields)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ResponseHead) and (self.status, self.fields) == (other.status, other.fields)

@@ -20,6 +20,8 @@ from edgetun_exitnode.pipeline.forwarded import LoopDetected, build_forwarded_he
 from edgetun_exitnode.pipeline.limits import TooManyConcurrent
 
 MEMO_HEADS = 4096
+MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
+"""Larger heads are prepared anew each time, so that a flood of them pins no memory."""
 MAX_WAITING = 1_000
 """Visitors of one tunnel that wait for a session; one more is refused at once."""
 MAX_HELD_BYTES = 128 * 1024
@@ -109,7 +111,8 @@ class ForwardStage:
                 prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
             except LoopDetected as error:
                 return refuse(client, error)
-            self._memo.put(key, prepared)
+            if prepared.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
+                self._memo.put(key, prepared)
         self.in_flight += 1
         self.counters.in_flight += 1
         self.counters.forwarded += 1

@@ -8,6 +8,7 @@ from edgetun_core.memo import Memo
 from edgetun_core.snapshot import HeaderRules
 
 MEMO_HEADS = 2048
+MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
 
 
 class CompiledHeaderRules:
@@ -45,7 +46,8 @@ class RequestHeaderStage:
         changed = self._memo.get(head)
         if changed is None:
             changed = head.replace(fields=self._rules.apply(head.fields))
-            self._memo.put(head, changed)
+            if changed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
+                self._memo.put(head, changed)
         return self._next.open(changed, peer, end, client)
 
 
@@ -66,7 +68,8 @@ class ResponseHeaderStage:
         changed = self._memo.get(head)
         if changed is None:
             changed = ResponseHead(head.status, self._rules.apply(head.fields))
-            self._memo.put(head, changed)
+            if changed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
+                self._memo.put(head, changed)
         return changed
 
 

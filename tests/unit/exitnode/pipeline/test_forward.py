@@ -265,3 +265,12 @@ def test_pools_of_tunnels_that_are_gone_are_forgotten_unless_served(bench: Bench
     assert bench.registry.pool("team/shop") is not kept
     assert session in bench.registry.pool("team/old").sessions
     assert bench.registry.services_of(session) == ("team/old",)
+
+
+def test_a_flood_of_large_heads_pins_no_memory(bench: Bench) -> None:
+    bench.connect()
+    for number in range(20):
+        bench.stage.open(request(b"/", (b"x", b"%d" % number * 5000)), PEER, True, Recorder())
+    assert len(bench.stage._memo) == 0
+    bench.stage.open(request(), PEER, True, Recorder())
+    assert len(bench.stage._memo) == 1
