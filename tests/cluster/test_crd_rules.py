@@ -44,6 +44,30 @@ BREAKS: list[tuple[str, str, str, str, object]] = [
     ("ExitPool", ".spec", "say either replicas or autoscaling", ".spec", {"replicas": 2, "autoscaling": {}}),
     (
         "ExitPool",
+        ".spec",
+        "service.nodePorts has no effect without type NodePort",
+        ".spec.service",
+        {"nodePorts": {"https": 30443}},
+    ),
+    (
+        "ExitPool",
+        ".spec",
+        "nodePorts of a region has no effect without type NodePort",
+        ".spec.regions",
+        [{"name": "eu", "service": {"nodePorts": {"https": 30443}}}],
+    ),
+    (
+        "ExitPool",
+        ".spec",
+        "service.nodePorts cannot be the same for several regions",
+        ".spec",
+        {
+            "regions": [{"name": "eu"}, {"name": "us"}],
+            "service": {"type": "NodePort", "nodePorts": {"tunnel": 30743}},
+        },
+    ),
+    (
+        "ExitPool",
         ".spec.regions[]",
         "say either replicas or autoscaling",
         ".spec.regions",

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from edgetun_core.api.meta import Column, Resource, ready_columns
-from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, repeated
+from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, repeated, told_above
 from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, OriginUrl, UrlPath
 from edgetun_core.api.policies import CachePolicy, CollapsePolicy, HeaderPolicy, LimitPolicy, overlay
 from edgetun_core.api.quantities import Duration
@@ -311,11 +311,6 @@ def _burst_needs_a_rate(spec: TunnelSpec) -> Iterator[Broken]:
             yield Broken((*where, "burst"), "has no effect without a rate; add ratePerVisitor: 10/s, or remove burst")
 
 
-def _told_above(_: TunnelSpec) -> Iterator[Broken]:
-    """The rule for routes: the check beside the tunnel's own rule looks at them too."""
-    return iter(())
-
-
 _ROUTE_MODE: Final = "(has(r.cache.mode) ? r.cache.mode : self.cache.mode)"
 
 
@@ -419,7 +414,7 @@ class TunnelSpec(RuledModel):
             f"self.routes.all(r, !has(r.cache) || !(has(r.cache.mode) || has(r.cache.ttl)) || {_ROUTE_MODE} != 'override'"
             " || duration(has(r.cache.ttl) ? r.cache.ttl : self.cache.ttl) > duration('0s'))",
             "cache.mode override of a route needs a ttl above zero",
-            _told_above,
+            told_above,
         ),
         Rule(
             "self.cache.mode == 'override' || (duration(self.cache.ttl) == duration('0s')"
@@ -433,7 +428,7 @@ class TunnelSpec(RuledModel):
             " && (!has(r.cache.statuses) || size(r.cache.statuses) == 0)"
             " && (!has(r.cache.ignoreNoStore) || !r.cache.ignoreNoStore)))",
             "ttl, statuses and ignoreNoStore of a route need cache.mode override",
-            _told_above,
+            told_above,
         ),
         Rule(
             "self.limits.burst == 0 || (has(self.limits.ratePerVisitor) && self.limits.ratePerVisitor.matches('^[0-9.]*[1-9]'))",
@@ -445,7 +440,7 @@ class TunnelSpec(RuledModel):
             " || (has(r.limits.ratePerVisitor) ? r.limits.ratePerVisitor.matches('^[0-9.]*[1-9]')"
             " : has(self.limits.ratePerVisitor) && self.limits.ratePerVisitor.matches('^[0-9.]*[1-9]')))",
             "limits.burst of a route needs limits.ratePerVisitor",
-            _told_above,
+            told_above,
         ),
     )
 
