@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types layers generated generate bench fuzz clean
+.PHONY: help setup demo test test-unit check lint format types layers generated generate bench fuzz clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,8 +23,11 @@ $(SETUP): pyproject.toml
 demo: $(SETUP)  ## Put a real local server behind 10,000 visitors, and print what reached it
 	@$(BIN)/edgetun demo
 
-test: $(SETUP)  ## Run every test
+test: $(SETUP)  ## Run every test, the quick ones first (the first time with Go there: 15 minutes more, for a Kubernetes)
 	@$(BIN)/python -m pytest
+
+test-unit: $(SETUP)  ## Run the tests of pure logic: seconds
+	@$(BIN)/python -m pytest -q tests/unit tests/golden
 
 check: lint types layers generated  ## What CI checks before the tests
 

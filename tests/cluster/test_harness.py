@@ -79,6 +79,8 @@ def test_a_restarted_api_server_has_lost_nothing_and_closed_every_connection(
 ) -> None:
     cluster.client.apply(widget(namespace, size=4))
     before = cluster.pid("kube-apiserver")
+    with cluster.without_apiserver(), pytest.raises(ConnectionRefusedError):
+        cluster.client.get("v1", "Namespace", namespace)
     cluster.restart_apiserver()
     after = cluster.pid("kube-apiserver")
     assert after is not None

@@ -16,7 +16,8 @@ import socket
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there and has not ended (a zombie has)."""
+    """Whether a process is there and has not ended: a zombie has, once all its threads have let go of what it held."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
 
@@ -200,12 +202,14 @@ class ControlPlane:
         self._kill("kube-apiserver", signal.SIGTERM if graceful else signal.SIGKILL)
         self._up()
 
-    def stop_apiserver(self) -> None:
-        """Takes the API server away until `start_apiserver`."""
+    @contextmanager
+    def without_apiserver(self) -> Iterator[None]:
+        """The API server is away while this lasts; connections to it are refused."""
         self._kill("kube-apiserver")
-
-    def start_apiserver(self) -> None:
-        self._up()
+        try:
+            yield
+        finally:
+            self._up()
 
     def _kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         pid = self.pid(name)

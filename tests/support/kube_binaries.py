@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def cache_folder() -> Path:
 
 def find_or_build(tell: Tell, *, node: bool = False) -> Binaries:
     """The programs. Says with `tell` when this takes long, and why. Raises NotHere."""
+    if sys.platform != "linux":
+        raise NotHere("the tests on a real Kubernetes API server run on Linux only (tests/kube uses /proc)")
     if not node and (assets := os.environ.get("KUBEBUILDER_ASSETS")):
         return _in_assets(Path(assets))
     found = _in_cache(node)
