@@ -211,7 +211,8 @@ class Cluster:
     async def create(self, kind: Kind, obj: Object, *, manager: str) -> Object:
         """Creates an object. Raises `AlreadyExists`. Not repeated when its answer is lost."""
         path = kind.path(obj["metadata"].get("namespace", ""))
-        return await self._call("POST", path, obj, query={"fieldManager": manager}, retry=False)
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **obj}
+        return await self._call("POST", path, body, query={"fieldManager": manager}, retry=False)
 
     async def apply(
         self, kind: Kind, obj: Object, *, manager: str, subresource: str = "", force: bool = True, dry_run: bool = False
@@ -350,6 +351,8 @@ class Cluster:
             raise ClusterUnreachable(
                 f"{method} {self.connection.server}{path}: no answer within {timeout_s:g} s"
             ) from error
+        except ObjectNotFound:
+            raise
         except (ClusterUnreachable, ApiRefused):
             self.counters.failures += 1
             raise

@@ -114,7 +114,10 @@ def _container(inputs: RegionInputs) -> Object:
         "args": _arguments(inputs),
         "env": merged_by_name(
             [{"name": variable.name, "value": variable.value} for variable in template.env],
-            [{"name": "EDGETUN_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            [
+                {"name": "EDGETUN_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+            ],
         ),
         "ports": _ports(inputs),
         "startupProbe": _probe("/healthz", periodSeconds=1, failureThreshold=60),
@@ -143,7 +146,7 @@ def _container(inputs: RegionInputs) -> Object:
 
 
 def _arguments(inputs: RegionInputs) -> list[str]:
-    pool, fleet = inputs.pool, inputs.fleet
+    pool, fleet, service = inputs.pool, inputs.fleet, inputs.plan.service
     return [
         f"--control={fleet.control}",
         f"--control-ca={CONFIG_FOLDER}/ca.crt",
@@ -160,6 +163,8 @@ def _arguments(inputs: RegionInputs) -> list[str]:
         f"--drain={pool.spec.drain:g}s",
         f"--log-level={fleet.log_level}",
         "--json",
+        # With a port of the node, agents can dial this very pod: a UDP Service may change the pod under a session.
+        *([f"--tunnel-address=$(HOST_IP):{service.ports.tunnel}"] if service.type == "HostPort" else ()),
         *(
             f"--certificate={CERTIFICATE_FOLDER}/{secret}/tls.crt:{CERTIFICATE_FOLDER}/{secret}/tls.key"
             for secret in inputs.certificate_secrets

@@ -1,0 +1,105 @@
+"""How a Tunnel stands: accepted or not and why, whether its pool serves, and whether an agent is connected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from edgetun_core.api.conditions import Condition, ConditionType, Reason, Verdict, find_condition
+from edgetun_core.api.exitpool import ExitPool
+from edgetun_core.api.tunnel import Tunnel
+from edgetun_core.problem import Problem
+from edgetun_operator.decide.conditions import decide_accepted
+
+
+class PoolSeen(NamedTuple):
+    """The tunnel's pool: what it says, and how it stands."""
+
+    resource: ExitPool
+    conditions: Sequence[Condition]
+    available: int
+
+
+class AgentSeen(NamedTuple):
+    """An agent that serves the tunnel."""
+
+    is_connected: bool
+    transport: str
+
+
+def decide_tunnel_verdicts(
+    problems: Sequence[Problem],
+    served: Sequence[str],
+    pool: PoolSeen | None,
+    agents: Sequence[AgentSeen],
+    grace: str = "",
+) -> dict[str, Verdict]:
+    """The tunnel's conditions, in the order in which a person mends them."""
+    accepted = decide_accepted(problems, served=bool(served))
+    verdicts = {
+        ConditionType.ACCEPTED: accepted,
+        ConditionType.POOL_READY: _decide_pool(pool),
+        ConditionType.AGENT_CONNECTED: _decide_agents(agents, grace),
+    }
+    if accepted.status != "True":
+        # What is not obeyed has no agent to wait for.
+        verdicts[ConditionType.AGENT_CONNECTED] = Verdict("Unknown", Reason.PENDING, "the tunnel is not accepted")
+    return verdicts
+
+
+def _decide_pool(pool: PoolSeen | None) -> Verdict:
+    if pool is None:
+        return Verdict("False", Reason.POOL_NOT_FOUND, "there is no such ExitPool")
+    ref = pool.resource.ref
+    accepted = find_condition(pool.conditions, ConditionType.ACCEPTED)
+    if pool.available > 0:
+        return Verdict("True", Reason.POOL_READY)
+    if accepted is not None and accepted.status == "False":
+        return Verdict("False", Reason.POOL_NOT_READY, f"{ref} is not accepted: {accepted.message}")
+    nodes = find_condition(pool.conditions, ConditionType.NODES_AVAILABLE)
+    why = nodes.message if nodes is not None and nodes.message else "no exit node serves yet"
+    return Verdict("False", Reason.POOL_NOT_READY, f"{ref}: {why}")
+
+
+def _decide_agents(agents: Sequence[AgentSeen], hint: str) -> Verdict:
+    if any(agent.is_connected for agent in agents):
+        return Verdict("True", Reason.AGENT_CONNECTED)
+    return Verdict("False", Reason.NO_AGENT_CONNECTED, hint or "no agent is connected")
+
+
+def build_tunnel_facts(
+    tunnel: Tunnel, served: Sequence[str], pool: PoolSeen | None, agents: Sequence[AgentSeen]
+) -> dict[str, Any]:
+    """The status without its conditions."""
+    connected = [agent for agent in agents if agent.is_connected]
+    transports = sorted({part for agent in connected for part in agent.transport.split(",") if part})
+    return {
+        "hostnames": list(served),
+        "regions": list(_regions(tunnel, pool)) if served else [],
+        "url": _url(served),
+        "agents": len(connected),
+        "transport": ",".join(transports),
+    }
+
+
+def _regions(tunnel: Tunnel, pool: PoolSeen | None) -> list[str]:
+    if pool is None:
+        return []
+    policy = tunnel.spec.pool.regions
+    names = [region.name for region in pool.resource.spec.regions]
+    return sorted(name for name in names if name not in policy.deny and (not policy.allow or name in policy.allow))
+
+
+def _url(served: Sequence[str]) -> str:
+    first = next((hostname for hostname in served if not hostname.startswith("*.")), "")
+    return f"https://{first}/" if first else ""
+
+
+def agent_seen(status: Mapping[str, Any]) -> AgentSeen:
+    """An agent by its status: connected when it holds a session, or when its condition says so."""
+    said = next(
+        (c.get("status") for c in status.get("conditions") or () if c.get("type") == ConditionType.AGENT_CONNECTED),
+        None,
+    )
+    is_connected = said == "True" if said is not None else int(status.get("sessions") or 0) > 0
+    return AgentSeen(is_connected, str(status.get("transport") or ""))
