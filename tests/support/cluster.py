@@ -216,7 +216,7 @@ class ControlPlane:
         if pid is None:
             return
         os.kill(pid, how)
-        wait_for(lambda: self.pid(name) is None, 70, f"{name} ends")
+        wait_for(lambda: not runs(pid), 70, f"{name} ends")
 
     def pid(self, name: str) -> int | None:
         """The process id of a program of this cluster, while it runs."""
