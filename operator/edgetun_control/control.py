@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from edgetun_control.attempts import FailedAttempts
-from edgetun_control.placement import Placement
-from edgetun_control.publish import Publisher
+from edgetun_control.placement import Placed, Placement
 from edgetun_control.registry import Ground, Refused, decide_registration, name_taken
 from edgetun_control.store import Store, decide_signing_key
 from edgetun_core.credentials import CREDENTIAL_LIFETIME_S, ClusterToken, TokenRecord, TokenUnreadable
 from edgetun_core.enrollment import EnrollRequest, EnrollResponse, VisitorAddress
 from edgetun_core.errors import ConfigError, LimitExceeded
+from edgetun_core.snapshot import TunnelRule
 
 MOST_NAMES_PER_TOKEN: Final = 100
 
@@ -31,6 +31,31 @@ class ControlSettings:
     most_names_per_token: int = MOST_NAMES_PER_TOKEN
 
 
+class Published(Protocol):
+    """What is served now, as the publisher of a folder or of a cluster says."""
+
+    @property
+    def manifest_tunnels(self) -> Mapping[str, tuple[str, ...]]:
+        """Tunnels that people wrote: id -> hostnames."""
+        ...
+
+    def rule(self, tunnel_id: str) -> TunnelRule | None:
+        """What is served as this tunnel."""
+        ...
+
+    def problem_of(self, tunnel_id: str) -> str:
+        """Why it is not served."""
+        ...
+
+    async def settled(self) -> None:
+        """Returns when what changed before is published."""
+        ...
+
+
+Registered = Callable[[EnrollRequest, TokenRecord, tuple[str, ...], Placed], None]
+"""Hears of every agent that registered or renewed."""
+
+
 class Control:
     """Answers agents out of a store, and what it publishes."""
 
@@ -38,7 +63,7 @@ class Control:
         self,
         settings: ControlSettings,
         store: Store,
-        publisher: Publisher,
+        publisher: Published,
         placement: Placement,
         *,
         clock: Callable[[], float] = time.time,
@@ -51,6 +76,8 @@ class Control:
         self.visitors = VisitorAddress()
         """How visitors reach the exit nodes; whoever opens the fronts sets it."""
         self._attempts = FailedAttempts()
+        self.on_registered: Registered = lambda *_: None
+        self.registered_total = 0
 
     async def enroll(self, token_text: str, request: EnrollRequest, address: str) -> EnrollResponse | Refused:
         """Registers an agent, or renews it: the same question gets an answer that fits the present state."""
@@ -115,18 +142,18 @@ class Control:
     def _respond(
         self, request: EnrollRequest, token: TokenRecord, services: tuple[str, ...], now: float
     ) -> EnrollResponse | Refused:
-        rules = {rule.id: rule for rule in self._publisher.snapshot.tunnels}
-        tunnels = tuple(rules[service] for service in services if service in rules)
-        if len(tunnels) < len(services):
-            missing = next(service for service in services if service not in rules)
+        rules = {service: self._publisher.rule(service) for service in services}
+        tunnels = tuple(rule for rule in rules.values() if rule is not None)
+        if len(tunnels) < len(rules):
+            missing = next(service for service, rule in rules.items() if rule is None)
             return Refused(
                 "TunnelNotAccepted",
                 self._publisher.problem_of(missing) or f"tunnel {missing} is not served by this server",
                 "ask the administrator; the server's log says more",
             )
-        endpoints = self._placement.place(request, services, now)
+        placed = self._placement.place(request, services, now)
         key = decide_signing_key(self._store.state.signing_keys, now)
-        if not endpoints or key is None:
+        if not placed.endpoints or key is None:
             return Refused("NoExitNode", "no exit node has room for this agent now", "try again in a minute")
         # A credential never outlives its token by more than the leeway for clocks.
         ends = min(now + self.settings.credential_lifetime_s, token.expires or float("inf"))
@@ -137,12 +164,16 @@ class Control:
             )
         except ConfigError as error:
             return Refused("TooManyTunnels", error.message, error.remedy)  # few enough, but with very long names
+        self.registered_total += 1
+        self.on_registered(request, token, services, placed)
         return EnrollResponse(
             credential=credential,
-            endpoints=endpoints,
+            endpoints=placed.endpoints,
             tunnels=tunnels,
             renew_after_s=lifetime_s / 2,
             expires_in_s=lifetime_s,
             server_time=self.clock(),
             visitors=self.visitors,
+            offers=placed.offers,
+            placed=placed.placed,
         )

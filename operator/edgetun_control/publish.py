@@ -17,7 +17,7 @@ import msgspec
 
 from edgetun_control.compile_state import Compiled, compile_state
 from edgetun_control.store import Store, StoreState, decide_ended_tokens, ended_since
-from edgetun_core.snapshot import Snapshot
+from edgetun_core.snapshot import Snapshot, TunnelRule
 
 log = logging.getLogger("edgetun.control.publish")
 
@@ -48,6 +48,8 @@ class Publisher:
         # In milliseconds, so that a restarted server counts on above what it counted before.
         self._snapshot = Snapshot(version=int(clock() * 1000), pool=pool, region=region)
         self._compiled = Compiled()
+        self._rules_of: tuple[TunnelRule, ...] = ()
+        self._rules: dict[str, TunnelRule] = {}
         self._subscribers: list[Callable[[Snapshot], None]] = []
         self._wanted = 0
         self._done = 0
@@ -69,6 +71,13 @@ class Publisher:
     def problems(self) -> tuple[str, ...]:
         """What is wrong in the store, a line each, for the person who keeps it."""
         return self._compiled.problems
+
+    def rule(self, tunnel_id: str) -> TunnelRule | None:
+        """What is served as this tunnel."""
+        if self._rules_of is not self._snapshot.tunnels:
+            self._rules_of = self._snapshot.tunnels
+            self._rules = {rule.id: rule for rule in self._rules_of}
+        return self._rules.get(tunnel_id)
 
     def problem_of(self, tunnel_id: str) -> str:
         """The first problem of one tunnel; empty when there is none."""

@@ -176,7 +176,8 @@ class _WithoutRequests(logging.Filter):
 class ControlEntrance:
     """Makes a protocol for every accepted connection, bounded in number and in time."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, *, max_connections: int = MAX_CONNECTIONS) -> None:
+        self._max_connections = max_connections
         logger = logging.getLogger("edgetun.control.http")
         if not any(isinstance(present, _WithoutRequests) for present in logger.filters):
             logger.addFilter(_WithoutRequests())
@@ -200,7 +201,7 @@ class ControlEntrance:
         return _Bounded(server(), self)
 
     def enter(self) -> bool:
-        if self._open >= MAX_CONNECTIONS:
+        if self._open >= self._max_connections:
             return False
         self._open += 1
         return True

@@ -1,0 +1,345 @@
+"""Shows agents in the cluster: an `Agent` resource per agent, written when it registers, moves or leaves, and a Lease that says
+that it lives.
+
+Writes are bounded: those of one agent are gathered for a moment, only `CONCURRENT` are under way at one time, a Lease is renewed
+every `LEASE_EVERY_S`. Nothing is written per heartbeat or per request, and an API server that is away loses nothing: what should
+be there is remembered, and written when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from edgetun_cluster.client import Cluster
+from edgetun_cluster.errors import ClusterError
+from edgetun_cluster.informer import Informer
+from edgetun_cluster.kinds import AGENT, AGENT_TOKEN, LEASE, Key, Object
+from edgetun_cluster.leases import lease_object
+from edgetun_control.exits.fleet import FollowingNode, SilentFleetListener
+from edgetun_control.placement import Placed
+from edgetun_control.stores.kubernetes import MANAGER, KubernetesStore
+from edgetun_core.api.conditions import ConditionType, Reason, parse_timestamp, timestamp
+from edgetun_core.control_stream import SessionInfo
+from edgetun_core.credentials import TokenRecord
+from edgetun_core.enrollment import EnrollRequest
+
+log = logging.getLogger("edgetun.control.agents")
+
+GATHER_S: Final = 0.5
+CONCURRENT: Final = 8
+LEASE_EVERY_S: Final = 30.0
+LEASE_S: Final = 90.0
+SWEEP_EVERY_S: Final = 30.0
+FORGET_S: Final = 3600.0
+"""An agent that left this long ago is no longer shown."""
+NODE_AWAY_S: Final = 30.0
+MOST_TUNNELS: Final = 256
+
+AgentKey = tuple[str, str]
+"""Id of the cluster token and of the agent."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    token: Key
+    agent_id: str
+    name: str
+    services: tuple[str, ...] = ()
+    software: str = ""
+    pool: str = ""
+    region: str = ""
+    rtt_s: float = 0.0
+    sessions: dict[str, tuple[FollowingNode, SessionInfo]] = field(default_factory=dict)
+    written: Object | None = None
+    """What the resource says, as far as it was written from here."""
+    uid: str = ""
+    lease_at: float = float("-inf")
+
+
+class AgentBook(SilentFleetListener):
+    """Hears of registrations and sessions; `start` begins to write."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: KubernetesStore,
+        *,
+        clock: Callable[[], float] = time.time,
+        lease_every_s: float = LEASE_EVERY_S,
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._clock = clock
+        self._lease_every_s = lease_every_s
+        self._entries: dict[AgentKey, _Entry] = {}
+        self._dirty: dict[AgentKey, None] = {}
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._agents: Informer[Object] = Informer(cluster, AGENT)
+        self.writes_total = 0
+        self.lease_writes_total = 0
+        self.failures_total = 0
+
+    def start(self) -> None:
+        self._agents.start()
+        self._tasks = [
+            asyncio.create_task(self._write_dirty(), name="write agents"),
+            asyncio.create_task(self._sweep_now_and_then(), name="look at agents"),
+        ]
+
+    async def close(self) -> None:
+        """Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+        await self._agents.close()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # ---- what happens
+
+    def registered(self, request: EnrollRequest, token: TokenRecord, services: tuple[str, ...], placed: Placed) -> None:
+        """An agent registered or renewed."""
+        entry = self._entry(token.id, request.agent_id)
+        if entry is None:
+            return
+        entry.services = services[:MOST_TUNNELS]
+        entry.software = request.software[:128]
+        first = placed.placed.partition(",")[0]
+        entry.pool, _, entry.region = first.partition("/")
+        if placed.rtt_s is not None:
+            entry.rtt_s = placed.rtt_s
+        self._mark(token.id, request.agent_id)
+
+    def session_opened(self, node: FollowingNode, session: SessionInfo) -> None:
+        if not self._store.note_sessions_token(session.token_id):
+            return
+        entry = self._entry(session.token_id, session.agent_id)
+        if entry is None:
+            return
+        entry.sessions[session.session_id] = node, session
+        entry.software = entry.software or session.software[:128]
+        if not entry.rtt_s or session.rtt_s:
+            entry.rtt_s = session.rtt_s or entry.rtt_s
+        self._mark(session.token_id, session.agent_id)
+
+    def session_closed(self, node: FollowingNode, session: SessionInfo) -> None:
+        entry = self._entries.get((session.token_id, session.agent_id))
+        held = entry.sessions.get(session.session_id) if entry is not None else None
+        # A session that was opened anew at another node keeps its id.
+        if entry is not None and held is not None and held[0] is node:
+            del entry.sessions[session.session_id]
+            self._mark(session.token_id, session.agent_id)
+
+    def node_left(self, node: FollowingNode) -> None:
+        """A node whose stream broke serves on: its sessions count until it had time to come back, here or at another replica."""
+        asyncio.get_running_loop().call_later(NODE_AWAY_S, self._forget_node, node)
+
+    def _forget_node(self, node: FollowingNode) -> None:
+        # Nothing is written: another replica may have the node by now. The sweep says who is gone, by the Leases.
+        for entry in self._entries.values():
+            for session_id in [one for one, (held_by, _) in entry.sessions.items() if held_by is node]:
+                del entry.sessions[session_id]
+                entry.written = None
+
+    def _entry(self, token_id: str, agent_id: str) -> _Entry | None:
+        entry = self._entries.get((token_id, agent_id))
+        if entry is None:
+            token = self._store.key_of_token(token_id)
+            if token is None:
+                return None
+            entry = self._entries[token_id, agent_id] = _Entry(token, agent_id, agent_name(token.name, agent_id))
+        return entry
+
+    def _mark(self, token_id: str, agent_id: str) -> None:
+        self._dirty[token_id, agent_id] = None
+        self._wake.set()
+
+    # ---- writing
+
+    async def _write_dirty(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
+            self._wake.clear()
+            dirty, self._dirty = list(self._dirty), {}
+            turn = asyncio.Semaphore(CONCURRENT)
+            await asyncio.gather(*(self._write_one(key, turn) for key in dirty))
+
+    async def _write_one(self, key: AgentKey, turn: asyncio.Semaphore) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        async with turn:
+            try:
+                await self._write(entry)
+                if entry.sessions:
+                    await self._renew(entry)
+            except ClusterError as error:
+                self.failures_total += 1
+                if self.failures_total == 1 or self.failures_total % 100 == 0:
+                    log.warning("agent %s could not be written: %s; trying again", entry.name, error)
+                asyncio.get_running_loop().call_later(2.0, self._mark, *key)
+
+    async def _write(self, entry: _Entry) -> None:
+        wanted = self._wanted(entry)
+        if entry.written is not None and _without_rtt(entry.written) == _without_rtt(wanted):
+            return
+        token = await self._cluster.get(AGENT_TOKEN, entry.token.name, entry.token.namespace)
+        if token is None:
+            return  # its agents go with it
+        owner = {
+            "apiVersion": AGENT_TOKEN.api_version,
+            "kind": AGENT_TOKEN.kind,
+            "name": entry.token.name,
+            "uid": token["metadata"]["uid"],
+        }
+        meta = {"name": entry.name, "namespace": entry.token.namespace}
+        applied = await self._cluster.apply(
+            AGENT, {"metadata": {**meta, "ownerReferences": [owner]}, "spec": wanted["spec"]}, manager=MANAGER
+        )
+        entry.uid = applied["metadata"]["uid"]
+        status = wanted["status"]
+        status["observedGeneration"] = applied["metadata"].get("generation") or 0
+        status["conditions"] = self._conditions(entry, applied)
+        await self._cluster.apply_status(AGENT, applied, status, manager=MANAGER)
+        self.writes_total += 1
+        entry.written = wanted
+
+    def _wanted(self, entry: _Entry) -> Object:
+        sessions = [info for _, info in entry.sessions.values()]
+        nodes = sorted({node.name.node for node, _ in entry.sessions.values()})[:16]
+        where = [node.name for node, _ in entry.sessions.values()]
+        pool, region = entry.pool, entry.region
+        if where and (not pool or all((name.pool, name.region) != (pool, region) for name in where)):
+            pool, region = where[0].pool, where[0].region
+        rtts = [info.rtt_s for info in sessions if info.rtt_s > 0]
+        rtt_s = min(rtts, default=entry.rtt_s)
+        tunnels = entry.services or ()
+        status: dict[str, Any] = {
+            "pool": pool,
+            "region": region,
+            "nodes": nodes,
+            "transport": ",".join(sorted({info.transport for info in sessions})),
+            "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else "",
+            "sessions": len(sessions),
+        }
+        if sessions:
+            status["since"] = timestamp(min(info.since for info in sessions))
+        spec = {
+            "agentId": entry.agent_id,
+            "token": entry.token.name,
+            "tunnels": sorted(name.partition("/")[2] for name in tunnels),
+            "software": entry.software,
+        }
+        return {"spec": spec, "status": status}
+
+    def _conditions(self, entry: _Entry, applied: Object) -> list[Object]:
+        is_connected = bool(entry.sessions)
+        before = {one["type"]: one for one in (applied.get("status") or {}).get("conditions") or ()}
+        reason = Reason.AGENT_CONNECTED if is_connected else Reason.AGENT_GONE
+        said = "True" if is_connected else "False"
+        message = "" if is_connected else "the agent holds no session; start edgetun-agent again"
+        found = []
+        for type_, why in ((ConditionType.AGENT_CONNECTED, reason), (ConditionType.READY, reason)):
+            old = before.get(type_)
+            since = old["lastTransitionTime"] if old and old["status"] == said else timestamp(self._clock())
+            if type_ == ConditionType.READY and is_connected:
+                why = Reason.READY
+            found.append(
+                {
+                    "type": type_,
+                    "status": said,
+                    "reason": why,
+                    "message": message,
+                    "observedGeneration": applied["metadata"].get("generation") or 0,
+                    "lastTransitionTime": since,
+                }
+            )
+        return found
+
+    async def _renew(self, entry: _Entry) -> None:
+        """At most one write of an agent's Lease per `lease_every_s`."""
+        now = self._clock()
+        if now - entry.lease_at < self._lease_every_s or not entry.uid:
+            return
+        entry.lease_at = now
+        lease = lease_object(entry.name, entry.token.namespace, entry.agent_id, LEASE_S, now)
+        lease["metadata"]["labels"] = {"app.kubernetes.io/part-of": "edgetun", "edgetun.dev/agent": "true"}
+        lease["metadata"]["ownerReferences"] = [
+            {"apiVersion": AGENT.api_version, "kind": AGENT.kind, "name": entry.name, "uid": entry.uid}
+        ]
+        await self._cluster.apply(LEASE, lease, manager=MANAGER)
+        self.lease_writes_total += 1
+
+    # ---- looking
+
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_EVERY_S, self._lease_every_s))
+            turn = asyncio.Semaphore(CONCURRENT)
+            now = self._clock()
+            due = [
+                key
+                for key, entry in self._entries.items()
+                if entry.sessions and now - entry.lease_at >= self._lease_every_s
+            ]
+            await asyncio.gather(*(self._write_one(key, turn) for key in due))
+            for key in [key for key, entry in self._entries.items() if self._store.key_of_token(key[0]) is None]:
+                del self._entries[key]
+            with suppress(ClusterError):
+                await self._end_those_gone()
+
+    async def _end_those_gone(self) -> None:
+        """Agents that nobody serves any more: their Lease has run out, whichever replica renewed it."""
+        mine = {(entry.token.namespace, entry.name) for entry in self._entries.values() if entry.sessions}
+        for agent in self._agents:
+            meta, status = agent["metadata"], agent.get("status") or {}
+            where = meta["namespace"], meta["name"]
+            if where in mine:
+                continue
+            if not status.get("sessions"):
+                ready = next(
+                    (one for one in status.get("conditions") or () if one["type"] == ConditionType.READY), None
+                )
+                if ready is not None and parse_timestamp(ready["lastTransitionTime"]) + FORGET_S < self._clock():
+                    await self._cluster.delete(AGENT, meta["name"], meta["namespace"], uid=meta["uid"])
+                continue
+            lease = await self._cluster.get(LEASE, meta["name"], meta["namespace"])
+            renewed = (lease or {}).get("spec", {}).get("renewTime")
+            if renewed is not None and parse_timestamp(renewed) + LEASE_S > self._clock():
+                continue
+            if renewed is None and parse_timestamp(meta["creationTimestamp"]) + LEASE_S > self._clock():
+                continue
+            gone = _Entry(Key(meta["namespace"], agent["spec"]["token"]), agent["spec"]["agentId"], meta["name"])
+            conditions = self._conditions(gone, agent)
+            now_gone = {**status, "sessions": 0, "nodes": [], "transport": "", "conditions": conditions}
+            now_gone.pop("since", None)
+            await self._cluster.apply_status(AGENT, agent, now_gone, manager=MANAGER)
+            self.writes_total += 1
+
+
+def agent_name(token: str, agent_id: str) -> str:
+    """Name of an agent's resource: its id as far as names allow, and what keeps two tokens' agents apart."""
+    stem = re.sub(r"[^a-z0-9-]+", "-", agent_id.lower()).strip("-")[:50].strip("-") or "agent"
+    return f"{stem}-{hashlib.sha256(f'{token}/{agent_id}'.encode()).hexdigest()[:6]}"
+
+
+def _without_rtt(written: Object) -> Object:
+    """What makes a write worth it: a round trip that wavers does not."""
+    status = {name: value for name, value in written["status"].items() if name not in _WAVERING}
+    return {"spec": written["spec"], "status": status}
+
+
+_WAVERING: Final = frozenset({"rtt", "conditions", "observedGeneration"})

@@ -1,0 +1,200 @@
+"""From a cluster's resources to every region's snapshot, change by change: what a change costs does not grow with the fleet.
+
+`Claims` says which tunnels a change touches; only those are looked at again. Changes that come together are published together;
+a revocation waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pydantic import ValidationError
+
+from edgetun_control.adhoc import build_adhoc_tunnel
+from edgetun_control.registry import adhoc_tunnel_id
+from edgetun_control.store import Claim, decide_ended_tokens, ended_since
+from edgetun_control.stores.kubernetes import KubernetesStore
+from edgetun_core.api.tunnel import Tunnel, TunnelSpec
+from edgetun_core.compile import allows_region, pool_rule, tunnel_rule
+from edgetun_core.credentials import TokenState
+from edgetun_core.snapshot import PoolRule, Snapshot, TunnelRule
+
+log = logging.getLogger("edgetun.control.publish")
+
+GATHER_S: Final = 0.02
+LONGEST_SLEEP_S: Final = 60.0
+
+
+class FleetPublisher:
+    """Keeps the rules of all tunnels, and hands out what a region obeys."""
+
+    def __init__(
+        self, store: KubernetesStore, *, adhoc_pool: str = "default", clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._adhoc_pool = adhoc_pool
+        self._clock = clock
+        self._rules: dict[str, TunnelRule] = {}
+        self._specs: dict[str, TunnelSpec] = {}
+        self._manifests: dict[str, tuple[str, ...]] = {}
+        self._adhoc: dict[str, Claim] = {}
+        self._dirty: set[str] = set()
+        self._version = int(clock() * 1000)
+        self._tunnels_by_region: dict[tuple[str, str], tuple[TunnelRule, ...]] = {}
+        self._subscribers: list[Callable[[object], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._end_timer: asyncio.TimerHandle | None = None
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._is_running = False
+        self.published_total = 0
+        self.last_cost_s = 0.0
+        store.watch_tunnels(self._touched)
+
+    async def start(self) -> None:
+        """Looks at everything that the store holds, then follows it."""
+        self._is_running = True
+        self._store.watch(self._state_changed)
+        self._state_changed()
+        self._publish()
+
+    async def close(self) -> None:
+        """Idempotent."""
+        self._is_running = False
+        for timer in (self._timer, self._end_timer):
+            if timer is not None:
+                timer.cancel()
+
+    # ---- what control asks
+
+    @property
+    def manifest_tunnels(self) -> Mapping[str, tuple[str, ...]]:
+        """The tunnels of manifests that are served: id -> hostnames."""
+        return self._manifests
+
+    def rule(self, tunnel_id: str) -> TunnelRule | None:
+        """What is served as this tunnel."""
+        return self._rules.get(tunnel_id)
+
+    def spec(self, tunnel_id: str) -> TunnelSpec | None:
+        """Where it may be served."""
+        return self._specs.get(tunnel_id)
+
+    def problem_of(self, tunnel_id: str) -> str:
+        """Why a tunnel is not served; empty when it is."""
+        if self._store.claims.tunnel(tunnel_id) is None:
+            return ""
+        problems = self._store.claims.verdict(tunnel_id).problems
+        return problems[0].message if problems else ""
+
+    async def settled(self) -> None:
+        """Returns when what changed before this call is published."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await self._settled.wait()
+
+    def subscribe(self, subscriber: Callable[[object], None]) -> None:
+        """Calls after every publication."""
+        self._subscribers.append(subscriber)
+
+    def region_snapshot(self, pool: str, region: str) -> Snapshot:
+        """What the exit nodes of one region obey."""
+        key = pool, region
+        tunnels = self._tunnels_by_region.get(key)
+        if tunnels is None:
+            tunnels = self._tunnels_by_region[key] = tuple(
+                rule
+                for tunnel_id, rule in sorted(self._rules.items())
+                if (spec := self._specs[tunnel_id]).pool.name == pool and allows_region(spec, region)
+            )
+        found = self._store.claims.pools.get(pool)
+        state = self._store.state
+        return Snapshot(
+            version=self._version,
+            pool=pool,
+            region=region,
+            tunnels=tunnels,
+            credential_keys=tuple(key.public for key in state.signing_keys),
+            revoked_tokens=decide_ended_tokens(state, self._clock()),
+            pool_rule=pool_rule(found.spec.limits) if found is not None else PoolRule(),
+        )
+
+    # ---- changes
+
+    def _touched(self, tunnel_ids: set[str]) -> None:
+        self._dirty |= tunnel_ids
+        self._soon()
+
+    def _state_changed(self) -> None:
+        """Tokens, keys or claims: revocations are published at once, ad-hoc tunnels are put in or taken out."""
+        now = self._clock()
+        state = self._store.state
+        wanted: dict[str, Claim] = {}
+        for claim in state.claims.values():
+            token = state.tokens.get(claim.token_id)
+            if token is not None and token.state(now) is TokenState.LIVE:
+                wanted[adhoc_tunnel_id(claim)] = claim
+        for tunnel_id in [known for known in self._adhoc if known not in wanted]:
+            del self._adhoc[tunnel_id]
+            self._dirty |= self._store.claims.drop_tunnel(tunnel_id) | {tunnel_id}
+        for tunnel_id, claim in wanted.items():
+            if self._adhoc.get(tunnel_id) == claim:
+                continue
+            self._adhoc[tunnel_id] = claim
+            try:
+                self._dirty |= self._store.claims.put_tunnel(build_adhoc_tunnel(claim, self._adhoc_pool))
+            except ValidationError as error:
+                log.warning("the claim of %s is not usable: %d fields are wrong", claim.hostname, error.error_count())
+        if self._is_running:
+            self._publish()
+            self._watch_ends()
+
+    def _soon(self) -> None:
+        self._settled.clear()
+        if self._is_running and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._publish)
+
+    def _publish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        began = time.perf_counter()
+        dirty, self._dirty = self._dirty, set()
+        if dirty:
+            for tunnel_id in dirty:
+                self._look_at(tunnel_id)
+            self._tunnels_by_region.clear()
+        self._version = max(self._version + 1, int(self._clock() * 1000))
+        self.published_total += 1
+        for subscriber in tuple(self._subscribers):
+            subscriber(self)
+        self._settled.set()
+        self.last_cost_s = time.perf_counter() - began
+
+    def _look_at(self, tunnel_id: str) -> None:
+        tunnel: Tunnel | None = self._store.claims.tunnel(tunnel_id)
+        verdict = self._store.claims.verdict(tunnel_id) if tunnel is not None else None
+        if tunnel is None or verdict is None or not verdict.hostnames:
+            self._rules.pop(tunnel_id, None)
+            self._specs.pop(tunnel_id, None)
+            self._manifests.pop(tunnel_id, None)
+            return
+        rule = tunnel_rule(tunnel, verdict.hostnames)
+        self._rules[tunnel_id] = rule
+        self._specs[tunnel_id] = tunnel.spec
+        if tunnel_id not in self._adhoc:
+            self._manifests[tunnel_id] = rule.hostnames
+
+    def _watch_ends(self) -> None:
+        """Tokens end by themselves too."""
+        if self._end_timer is not None:
+            self._end_timer.cancel()
+        now = self._clock()
+        coming = [ends for record in self._store.state.tokens.values() if (ends := ended_since(record)) > now]
+        wait_s = max(0.05, min([LONGEST_SLEEP_S, *(ends - now for ends in coming)]))
+        self._end_timer = asyncio.get_running_loop().call_later(wait_s, self._state_changed)

@@ -1,0 +1,422 @@
+"""The store of a cluster: custom resources and Secrets, seen through informers. Stateless; replicas share nothing but the API.
+
+Reading never leaves memory. Written are reservations of hostnames that agents claim, and when a token was last used (at most once
+a minute each). Tunnels, pools and reservations feed one `Claims`, so a change costs what it touches, not what there is.
+
+A token that is gone has no tombstone here. While this replica runs it remembers; sessions of tokens that nobody knows are
+noticed by what exit nodes report (`note_sessions_token`), so a deletion while control was away counts too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from edgetun_cluster.client import Cluster
+from edgetun_cluster.errors import AlreadyExists, ClusterError
+from edgetun_cluster.informer import Change, Informer
+from edgetun_cluster.kinds import (
+    AGENT_TOKEN,
+    EXIT_POOL,
+    HOSTNAME_RESERVATION,
+    NAMESPACE,
+    SECRET,
+    TUNNEL,
+    Key,
+    Kind,
+    Object,
+)
+from edgetun_cluster.system_secrets import CA_SECRET, CONTROL_TLS_SECRET, SIGNING_KEYS_SECRET, secret_data, signing_keys
+from edgetun_control.exits.identity import Authority
+from edgetun_control.registry import adhoc_namespace
+from edgetun_control.store import ENDED_TOKEN_KEPT_S, Claim, StoreState
+from edgetun_core.api.conditions import parse_timestamp, timestamp
+from edgetun_core.api.exitpool import ExitPool
+from edgetun_core.api.load import AnyResource, parse_resource
+from edgetun_core.api.reservation import HostnameReservation, reservation_name
+from edgetun_core.api.token import AgentToken
+from edgetun_core.api.tunnel import Tunnel
+from edgetun_core.claims import Claims
+from edgetun_core.credentials import SigningKey, TokenRecord
+from edgetun_core.enrollment import UNREADABLE
+from edgetun_core.errors import ConfigError, LimitExceeded
+from edgetun_core.problem import Problem
+
+log = logging.getLogger("edgetun.control.store")
+
+MANAGER: Final = "edgetun-control"
+CLAIM_ANNOTATION: Final = "edgetun.dev/claim"
+SECRETS_EVERY_S: Final = 30.0
+SECRETS_RETRY_S: Final = 1.0
+USED_EVERY_S: Final = 60.0
+_METADATA: Final = ("name", "namespace", "labels", "annotations", "creationTimestamp", "uid", "generation")
+
+R = TypeVar("R", bound=AnyResource)
+
+
+class Seen(NamedTuple, Generic[R]):
+    """A resource as far as it could be read; `status` and `annotations` as they are."""
+
+    resource: R | None
+    problems: tuple[Problem, ...]
+    status: Mapping[str, Any]
+    annotations: Mapping[str, str]
+
+
+def _seeing(kind: Kind) -> Callable[[Object], Seen[Any]]:
+    def parse(obj: Object) -> Seen[Any]:
+        meta = obj["metadata"]
+        resource, problems = parse_resource(
+            {
+                "apiVersion": kind.api_version,
+                "kind": kind.kind,
+                "metadata": {name: meta[name] for name in _METADATA if name in meta and name != "annotations"},
+                "spec": obj.get("spec") or {},
+            }
+        )
+        return Seen(resource, problems, obj.get("status") or {}, meta.get("annotations") or {})
+
+    return parse
+
+
+class SystemSecrets(NamedTuple):
+    """What control needs of the system's own Secrets."""
+
+    authority: Authority | None = None
+    control_cert_pem: bytes = b""
+    control_key_pem: bytes = b""
+    signing_keys: tuple[SigningKey, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.authority is not None and bool(self.control_cert_pem) and bool(self.signing_keys)
+
+
+class KubernetesStore:
+    """A `Store` over the API server. `start` before anything else, `close` in the end."""
+
+    def __init__(self, cluster: Cluster, namespace: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.claims = Claims(namespaces={}, system_namespace=namespace)
+        self.secrets = SystemSecrets()
+        self.tunnels: Informer[Seen[Tunnel]] = Informer(cluster, TUNNEL, parse=_seeing(TUNNEL))
+        self.pools: Informer[Seen[ExitPool]] = Informer(cluster, EXIT_POOL, parse=_seeing(EXIT_POOL))
+        self.tokens: Informer[Seen[AgentToken]] = Informer(cluster, AGENT_TOKEN, parse=_seeing(AGENT_TOKEN))
+        self.reservations: Informer[Seen[HostnameReservation]] = Informer(
+            cluster, HOSTNAME_RESERVATION, parse=_seeing(HOSTNAME_RESERVATION)
+        )
+        self.namespaces: Informer[Mapping[str, str]] = Informer(
+            cluster, NAMESPACE, parse=lambda obj: dict(obj["metadata"].get("labels") or {})
+        )
+        self._clock = clock
+        self._records: dict[str, TokenRecord] = {}
+        self._token_keys: dict[str, Key] = {}
+        self._id_by_key: dict[Key, str] = {}
+        self._ended: dict[str, float] = {}
+        self._claimed: dict[str, Claim] = {}
+        self._state = StoreState()
+        self._watchers: list[Callable[[], None]] = []
+        self._affected: list[Callable[[set[str]], None]] = []
+        self._secrets_changed: list[Callable[[], None]] = []
+        self._used: dict[str, float] = {}
+        self._written_used: dict[str, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.tunnels.on_change(self._tunnel_changed)
+        self.pools.on_change(self._pool_changed)
+        self.reservations.on_change(self._reservation_changed)
+        self.namespaces.on_change(self._namespace_changed)
+        self.tokens.on_change(self._token_changed)
+
+    # ---- Store
+
+    @property
+    def state(self) -> StoreState:
+        return self._state
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        self._watchers.append(changed)
+        return lambda: self._watchers.remove(changed) if changed in self._watchers else None
+
+    def watch_tunnels(self, affected: Callable[[set[str]], None]) -> None:
+        """Calls `affected` with the ids of tunnels whose verdict may have changed."""
+        self._affected.append(affected)
+
+    def watch_secrets(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` when the CA, control's certificate or the signing keys are others."""
+        self._secrets_changed.append(changed)
+
+    async def start(self, timeout_s: float = 60.0) -> None:
+        """Returns when every copy is whole and the system's Secrets are there. Raises `ClusterError`."""
+        for informer in self._informers:
+            informer.start()
+        await asyncio.gather(*(informer.synced(timeout_s) for informer in self._informers))
+        said = False
+        async with asyncio.timeout(None if timeout_s <= 0 else timeout_s):
+            while not self.secrets.is_whole:
+                with contextlib.suppress(ClusterError):
+                    await self._read_secrets()
+                if not self.secrets.is_whole:
+                    if not said:
+                        log.info("waiting for the operator to make the Secrets %s, %s, %s", *_SECRETS)
+                        said = True
+                    await asyncio.sleep(SECRETS_RETRY_S)
+        self._tasks = [
+            asyncio.create_task(self._follow_secrets(), name="the system's Secrets"),
+            asyncio.create_task(self._write_used(), name="when tokens were used"),
+        ]
+
+    async def close(self) -> None:
+        """Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+        await asyncio.gather(*(informer.close() for informer in self._informers))
+
+    @property
+    def _informers(self) -> tuple[Informer[Any], ...]:
+        return self.pools, self.namespaces, self.reservations, self.tokens, self.tunnels
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether every watch is well."""
+        return all(informer.is_synced and informer.last_error is None for informer in self._informers)
+
+    async def claim(self, claim: Claim, most_per_token: int) -> Claim:
+        standing = self._claimed.get(claim.hostname)
+        if standing is not None and (standing.token_id != claim.token_id or standing == claim):
+            return standing
+        held = sum(1 for other in self._claimed.values() if other.token_id == claim.token_id)
+        if standing is None and held >= most_per_token:
+            raise LimitExceeded(
+                f"the token holds {held} hostnames already, and more are not given",
+                remedy="use one of them with --host, or delete HostnameReservations that are not needed",
+            )
+        name = reservation_name(claim.hostname)
+        annotations = {CLAIM_ANNOTATION: msgspec.json.encode(claim).decode()}
+        reservation: Object = {
+            "apiVersion": HOSTNAME_RESERVATION.api_version,
+            "kind": HOSTNAME_RESERVATION.kind,
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {
+                "hostname": claim.hostname,
+                "claimedBy": {"namespace": adhoc_namespace(claim.token_id), "tunnel": claim.hostname},
+                "reclaimPolicy": "Retain",
+            },
+        }
+        try:
+            if standing is None:
+                await self.cluster.create(HOSTNAME_RESERVATION, reservation, manager=MANAGER)
+            else:
+                await self.cluster.patch(
+                    HOSTNAME_RESERVATION, name, "", {"metadata": {"annotations": annotations}}, manager=MANAGER
+                )
+        except AlreadyExists:
+            found = await self.cluster.get(HOSTNAME_RESERVATION, name)
+            other = _claim_of(found["metadata"].get("annotations") or {}) if found is not None else None
+            if other is None:
+                # A Tunnel's reservation: whose it is, is nobody's business.
+                return msgspec.structs.replace(claim, token_id="")
+            return other
+        except ClusterError as error:
+            raise ConfigError(f"the name {claim.hostname} cannot be reserved: {error}") from error
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                while self._claimed.get(claim.hostname) != claim:  # noqa: ASYNC110 - there is no event per object
+                    await asyncio.sleep(0.02)
+        return claim
+
+    async def refresh(self) -> None:
+        """Informers are as new as the API server tells them; a moment for what is on its way."""
+        await asyncio.sleep(0.3)
+
+    def note_used(self, token_id: str, now: float) -> None:
+        self._used[token_id] = now
+
+    # ---- tokens and sessions
+
+    def key_of_token(self, token_id: str) -> Key | None:
+        """Namespace and name of the AgentToken that a token id belongs to."""
+        return self._token_keys.get(token_id)
+
+    def note_sessions_token(self, token_id: str) -> bool:
+        """An exit node reports a session of this token; True when the token is known. One that nobody knows has ended."""
+        if token_id in self._records:
+            return True
+        if token_id and token_id not in self._ended and self.tokens.is_synced:
+            log.info("cluster token %s is not known any more; its sessions end", token_id)
+            self._ended[token_id] = self._clock()
+            self._rebuild()
+        return False
+
+    def region_addresses(self, pool: str, region: str) -> tuple[Mapping[str, Any], ...]:
+        """Where a region is reached, as the operator found out: `host`, `tunnelPort`, `quicPort`."""
+        seen = self.pools.get(pool)
+        for one in (seen.status.get("regions") or ()) if seen is not None else ():
+            if one.get("name") == region:
+                return tuple(one.get("addresses") or ())
+        return ()
+
+    # ---- changes
+
+    def _tunnel_changed(self, change: Change[Seen[Tunnel]]) -> None:
+        new = change.new.resource if change.new is not None else None
+        if new is not None:
+            self._tell_affected(self.claims.put_tunnel(new))
+        else:
+            self._tell_affected(self.claims.drop_tunnel(str(change.key)) | {str(change.key)})
+
+    def _pool_changed(self, change: Change[Seen[ExitPool]]) -> None:
+        new = change.new.resource if change.new is not None else None
+        affected = self.claims.put_pool(new) if new is not None else self.claims.drop_pool(change.key.name)
+        self._tell_affected(affected)
+
+    def _reservation_changed(self, change: Change[Seen[HostnameReservation]]) -> None:
+        old = change.old.resource if change.old is not None else None
+        new = change.new.resource if change.new is not None else None
+        affected: set[str] = set()
+        if old is not None and new is None:
+            affected |= self.claims.drop_reservation(old.spec.hostname)
+        if new is not None:
+            affected |= self.claims.put_reservation(new)
+        for seen in (change.old, change.new):
+            claim = _claim_of(seen.annotations) if seen is not None else None
+            if claim is not None:
+                self._claimed.pop(claim.hostname, None)
+        claim = _claim_of(change.new.annotations) if change.new is not None and new is not None else None
+        if claim is not None and new is not None and claim.hostname == new.spec.hostname:
+            self._claimed[claim.hostname] = claim
+        self._rebuild()
+        self._tell_affected(affected)
+
+    def _namespace_changed(self, change: Change[Mapping[str, str]]) -> None:
+        self._tell_affected(self.claims.put_namespace(change.key.name, change.new or {}))
+
+    def _token_changed(self, change: Change[Seen[AgentToken]]) -> None:
+        record = _record_of(change.key, change.new)
+        before = self._id_by_key.pop(change.key, "")
+        if before and (record is None or record.id != before):
+            if record is None and change.new is not None:
+                # Still there, only not readable or not filled in yet: what it was holds.
+                self._id_by_key[change.key] = before
+                return
+            self._records.pop(before, None)
+            self._token_keys.pop(before, None)
+            self._ended[before] = self._clock()
+            log.info("cluster token %s of %s ended", before, change.key)
+        if record is not None:
+            self._records[record.id] = record
+            self._token_keys[record.id] = change.key
+            self._id_by_key[change.key] = record.id
+            self._ended.pop(record.id, None)
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        now = self._clock()
+        self._ended = {id_: since for id_, since in self._ended.items() if now < since + ENDED_TOKEN_KEPT_S}
+        state = StoreState(
+            tokens=dict(self._records),
+            ended_tokens=dict(self._ended),
+            claims=dict(self._claimed),
+            signing_keys=self.secrets.signing_keys,
+        )
+        if state == self._state:
+            return
+        self._state = state
+        for changed in tuple(self._watchers):
+            changed()
+
+    def _tell_affected(self, affected: set[str]) -> None:
+        if affected:
+            for tell in self._affected:
+                tell(affected)
+
+    # ---- Secrets and times
+
+    async def _read_secrets(self) -> None:
+        found: dict[str, dict[str, bytes]] = {}
+        signing: tuple[SigningKey, ...] = self.secrets.signing_keys
+        for name in _SECRETS:
+            secret = await self.cluster.get(SECRET, name, self.namespace)
+            if secret is not None:
+                found[name] = secret_data(secret)
+                if name == SIGNING_KEYS_SECRET:
+                    signing = signing_keys(secret) or signing
+        ca, tls = found.get(CA_SECRET, {}), found.get(CONTROL_TLS_SECRET, {})
+        has_ca = bool(ca.get("ca.crt")) and bool(ca.get("ca.key"))
+        read = SystemSecrets(
+            Authority(ca["ca.crt"], ca["ca.key"]) if has_ca else self.secrets.authority,
+            tls.get("tls.crt") or self.secrets.control_cert_pem,
+            tls.get("tls.key") or self.secrets.control_key_pem,
+            signing,
+        )
+        if read != self.secrets:
+            self.secrets = read
+            self._rebuild()
+            for changed in self._secrets_changed:
+                changed()
+
+    async def _follow_secrets(self) -> None:
+        while True:
+            await asyncio.sleep(SECRETS_EVERY_S)
+            try:
+                await self._read_secrets()
+            except (ClusterError, ConfigError) as error:
+                log.warning("the system's Secrets cannot be read: %s; going on with those of before", error)
+
+    async def _write_used(self) -> None:
+        while True:
+            await asyncio.sleep(USED_EVERY_S)
+            for token_id, when in tuple(self._used.items()):
+                key = self._token_keys.get(token_id)
+                if key is None or when - self._written_used.get(token_id, 0.0) < USED_EVERY_S:
+                    continue
+                try:
+                    await self.cluster.patch_status(
+                        AGENT_TOKEN, key.name, key.namespace, {"lastUsed": timestamp(when)}, manager=MANAGER
+                    )
+                except ClusterError as error:
+                    log.debug("when %s was used could not be written: %s", key, error)
+                    break
+                self._written_used[token_id] = when
+            self._used = {id_: when for id_, when in self._used.items() if self._written_used.get(id_) != when}
+
+
+_SECRETS: Final = (CA_SECRET, SIGNING_KEYS_SECRET, CONTROL_TLS_SECRET)
+
+
+def _claim_of(annotations: Mapping[str, str]) -> Claim | None:
+    text = annotations.get(CLAIM_ANNOTATION)
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=Claim)
+    except UNREADABLE:
+        return None
+
+
+def _record_of(key: Key, seen: Seen[AgentToken] | None) -> TokenRecord | None:
+    """What counts of an AgentToken; None until the operator has made its Secret."""
+    if seen is None or seen.resource is None:
+        return None
+    token_id, secret_hash = seen.status.get("tokenId"), seen.status.get("secretHash")
+    if not token_id or not secret_hash:
+        return None
+    spec = seen.resource.spec
+    patterns: Iterable[str] = spec.tunnels or ("*",)
+    return TokenRecord(
+        id=str(token_id),
+        secret_hash=str(secret_hash),
+        label=str(key),
+        tunnels=tuple(f"{key.namespace}/{pattern}" for pattern in patterns),
+        hostnames=tuple(spec.hostnames),
+        expires=parse_timestamp(spec.expires) if spec.expires is not None else 0.0,
+    )
