@@ -185,7 +185,9 @@ class Claims:
     def _pool_changed(self, pool_id: str) -> set[str]:
         mine = self._by_pool.get(pool_id, set())
         touched = self._touched([hostname for each in mine for hostname in self._tunnels[each][0].spec.hostnames])
-        return touched | mine
+        # Whoever names no pool that is there is told which ones are.
+        astray = [ids for name, ids in self._by_pool.items() if name not in self._pools]
+        return touched.union(mine, *astray)
 
     def _touched(self, hostnames: Iterable[str], *, is_reservation: bool = False) -> set[str]:
         """Drops the remembered holders of names, and of those that stand in a wildcard's relation to a reserved one."""

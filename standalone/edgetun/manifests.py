@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from edgetun.validate import LOCAL_REGION, validate_files
 from edgetun_core.api.exitpool import ExitPool
+from edgetun_core.api.token import AgentToken
 from edgetun_core.compile import Plan
 from edgetun_core.errors import ConfigError
 from edgetun_core.snapshot import Snapshot
@@ -30,6 +31,11 @@ def compile_files(paths: Sequence[str], pool: str, region: str, *, version: int)
         raise ConfigError("no manifest is named", remedy="write -f tunnel.yaml")
     validation = validate_files(paths)
     lines = tuple(f"{problem.severity}: {problem.render()}" for problem in validation.problems)
+    lines += tuple(
+        f"warning: {resource.ref}: has no effect without a cluster; use edgetun token instead"
+        for resource in validation.resources
+        if isinstance(resource, AgentToken)
+    )
     if not validation.is_servable:
         return CompiledFiles(None, lines, ())
     pools = [resource for resource in validation.resources if isinstance(resource, ExitPool)]

@@ -29,6 +29,8 @@ LOCAL_REGION: Final = "local"
 ASSUMED: Final = "edgetun.dev/assumed"
 """Label of pools that no file has."""
 
+_OTHERS: Final = {"AgentToken": "agent token", "Agent": "agent", "HostnameReservation": "reservation"}
+
 
 @dataclass(frozen=True, slots=True)
 class ValidateSettings:
@@ -111,8 +113,12 @@ def run(
     if errors:
         return WRONG
     if not settings.json:
-        kinds = Counter(resource.kind for resource in resources if ASSUMED not in resource.metadata.labels)
-        out.write(f"{_count(kinds['Tunnel'], 'tunnel')} and {_count(kinds['ExitPool'], 'exit pool')}: all is well\n")
+        kinds: Counter[str] = Counter(
+            resource.kind for resource in resources if ASSUMED not in resource.metadata.labels
+        )
+        others = [_count(kinds[kind], noun) for kind, noun in _OTHERS.items() if kinds[kind]]
+        listed = [_count(kinds["Tunnel"], "tunnel"), *others, _count(kinds["ExitPool"], "exit pool")]
+        out.write(f"{', '.join(listed[:-1])} and {listed[-1]}: all is well\n")
     return OK
 
 

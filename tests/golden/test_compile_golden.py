@@ -1,6 +1,7 @@
 """Every `*.in.yaml` here compiles to its `*.out.yaml`: the snapshot (defaults left out) and the problems.
 
-The first line of an input may say which pool and region: `# pool=default region=eu-west`.
+The first line of an input may say which pool and region: `# pool=default region=eu-west`, and, for a cluster, its namespaces with
+their labels and edgetun's own: `namespaces=team-a:edge=public;team-b system=edgetun-system`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,23 @@ HERE = Path(__file__).parent
 INPUTS = sorted(HERE.glob("*.in.yaml"))
 
 
+def namespaces(text: str) -> dict[str, dict[str, str]]:
+    """`team-a:edge=public,tier=1;team-b` as labels by namespace."""
+    entries = (entry.partition(":") for entry in text.split(";"))
+    return {name: dict(label.split("=") for label in labels.split(",") if label) for name, _, labels in entries}
+
+
 def rendered(path: Path) -> str:
     text = path.read_bytes()
     asked: dict[str, str] = dict(re.findall(r"(\w+)=(\S+)", text.partition(b"\n")[0].decode()))
     loaded = load_text(text, path.name)
     snapshot, problems = compile_region(
-        loaded.resources, asked.get("pool", "default"), asked.get("region", "eu-west"), version=1
+        loaded.resources,
+        asked.get("pool", "default"),
+        asked.get("region", "eu-west"),
+        version=1,
+        namespaces=namespaces(asked["namespaces"]) if "namespaces" in asked else None,
+        system_namespace=asked.get("system", ""),
     )
     assert decode_snapshot(encode_snapshot(snapshot)) == snapshot
     everything = sort_problems([*loaded.problems, *(loaded.place(problem) for problem in problems)])

@@ -10,6 +10,7 @@ import pytest
 
 from edgetun.validate import ValidateSettings, run, validate_files
 from edgetun_core.api.exitpool import ExitPool
+from edgetun_core.api.tunnel import Tunnel
 from edgetun_core.compile import Plan
 
 ROOT = Path(__file__).parents[3]
@@ -121,4 +122,4 @@ def test_the_examples_are_valid_together() -> None:
     problems, resources = validate_files([ROOT / "examples"])
     assert problems == ()
     served = Plan(resources).everything("default", "eu-west", 1).tunnels
-    assert len(served) == sum(not isinstance(resource, ExitPool) for resource in resources)
+    assert len(served) == sum(isinstance(resource, Tunnel) for resource in resources)
