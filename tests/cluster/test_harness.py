@@ -13,6 +13,7 @@ import pytest
 from support.cluster import ClusterError, ControlPlane, free_ports, runs
 from support.kube_binaries import KUBE, Binaries
 from support.kube_client import ApiError, KubeClient, Object
+from support.requirements import missing
 from support.waiting import NotInTime, eventually, wait_for
 
 GROUP = "harness.edgetun.dev"
@@ -105,17 +106,35 @@ def test_expired_watches_answer_410(cluster: ControlPlane, client: KubeClient, n
     assert client.watch(collection, now) == []
 
 
-def test_a_service_account_has_the_rights_of_its_role_and_no_others(
-    cluster: ControlPlane, namespace: str, unique: str
+CHART = {
+    "Chart.yaml": "{apiVersion: v2, name: reader, version: 0.0.1}",
+    "values.yaml": "{verbs: [get]}",
+    "templates/role.yaml": """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: "{{ .Release.Namespace }}-reader"}
+rules: [{apiGroups: [harness.edgetun.dev], resources: [widgets], verbs: {{ .Values.verbs | toJson }}}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: not-applied}
+""",
+}
+
+
+def test_a_service_account_has_the_rights_of_a_charts_role_and_no_others(
+    cluster: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
-    role = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": {"name": f"widget-reader-{unique}"},
-        "rules": [{"apiGroups": [GROUP], "resources": ["widgets"], "verbs": ["get", "list"]}],
-    }
+    if "helm" not in cluster.binaries.programs:
+        missing("helm, beside the programs in KUBEBUILDER_ASSETS or in the cache")
+    (tmp_path / "templates").mkdir()
+    for name, text in CHART.items():
+        (tmp_path / name).write_text(text)
+    rendered = cluster.render_chart(tmp_path, namespace, "--set=verbs={get,list}")
+    assert [obj["kind"] for obj in rendered] == ["ClusterRole", "Deployment"]
+
     cluster.client.apply(widget(namespace))
-    reader = cluster.service_account_kubeconfig(namespace, "reader", [role, {"kind": "Deployment"}])
+    reader = cluster.service_account_kubeconfig(namespace, "reader", rendered)
     assert "one" in cluster.kubectl("get", "widgets", "-A", kubeconfig=reader)
     with pytest.raises(ClusterError, match="forbidden"):
         cluster.kubectl("delete", "widget", "one", "-n", namespace, kubeconfig=reader)
