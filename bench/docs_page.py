@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from goals import goals_section
 from harness import RESULTS, ROOT
 from peers import FRP, PIKO, RATHOLE
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+NOTES = ROOT / "bench" / "notes.md"
+"""What a person says of the figures: misses and their reasons, where the time goes."""
 ORDER = ["crowd", "cached", "cached-tls", "passthrough", "latency", "bulk", "bulk-memory", "idle", "startup"]
 
 HEAD = """# Benchmarks
@@ -47,7 +50,12 @@ def main() -> None:
     records = newest()
     head = HEAD.format(frp=FRP.rpartition("@")[2], piko=PIKO.rpartition("@")[2], rathole=f"v{RATHOLE}")
     known = [script for script in ORDER if script in records]
-    PAGE.write_text("\n".join([head, *(section(records[script]) for script in known)]))
+    notes = NOTES.read_text() if NOTES.exists() else ""
+    PAGE.write_text(
+        "\n".join(
+            [head, goals_section(records), *([notes] if notes else []), *(section(records[script]) for script in known)]
+        )
+    )
     print(f"wrote {PAGE.relative_to(ROOT)}: {', '.join(known)}")
 
 

@@ -1,0 +1,90 @@
+"""What the figures should be, and whether they are: one line per goal, worked out from the records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Records = Mapping[str, Mapping[str, Any]]
+
+TLS, QUIC = "edgetun TLS", "edgetun QUIC (qh3)"
+NGINX = "nginx reverse proxy (no tunnel)"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`measure` reads the records; `at_least` (or `at_most`) is the bound."""
+
+    text: str
+    measure: Callable[[Records], float]
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = "x"
+
+    def line(self, records: Records) -> str | None:
+        """A row of the table; None when nothing was recorded."""
+        try:
+            value = self.measure(records)
+        except (KeyError, ZeroDivisionError):
+            return None
+        is_met = (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+        bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        return f"| {self.text} | {bound} {self.unit} | {value:.3g} {self.unit} | {'yes' if is_met else '**no**'} |"
+
+
+def _figure(script: str, subject: str, name: str) -> Callable[[Records], float]:
+    return lambda records: float(statistics.median(records[script]["figures"][subject][name]))
+
+
+def _ratio(script: str, name: str, ours: str, theirs: str) -> Callable[[Records], float]:
+    return lambda records: _figure(script, ours, name)(records) / _figure(script, theirs, name)(records)
+
+
+GOALS = [
+    Goal("10,000 visitors in 2 s, TTL 1 s: origin requests", _figure("crowd", "edgetun http", "origin"), at_most=2, unit=""),
+    Goal("the same: errors", _figure("crowd", "edgetun http", "errors"), at_most=0, unit=""),
+    Goal("cached 1 KB, over nginx proxy_cache", _ratio("cached", "rps", "edgetun", "nginx proxy_cache"), 1.5),
+    Goal("cached 1 KB over TLS 1.3, over nginx", _ratio("cached-tls", "rps", "edgetun", "nginx proxy_cache"), 1.2),
+    Goal("pass-through TLS, over nginx as a plain proxy", _ratio("passthrough", "rps", TLS, NGINX), 0.5),
+    Goal("pass-through TLS, over frp tcp TLS", _ratio("passthrough", "rps", TLS, "frp tcp, TLS"), 2),
+    Goal("pass-through TLS, over rathole TLS", _ratio("passthrough", "rps", TLS, "rathole TLS"), 1.5),
+    Goal("pass-through TLS, over frp http TLS", _ratio("passthrough", "rps", TLS, "frp http, TLS"), 10),
+    Goal("pass-through TLS, over piko", _ratio("passthrough", "rps", TLS, "piko (no TLS)"), 10),
+    Goal("pass-through QUIC, over frp tcp QUIC", _ratio("passthrough", "rps", QUIC, "frp tcp, QUIC"), 1.5),
+    Goal("pass-through QUIC, over frp http QUIC", _ratio("passthrough", "rps", QUIC, "frp http, QUIC"), 10),
+    Goal("one visitor, p50 added, TLS", _figure("latency", TLS, "added"), at_most=0.35, unit="ms"),
+    Goal("one visitor, p50 added, QUIC", _figure("latency", QUIC, "added"), at_most=0.35, unit="ms"),
+    Goal("one visitor, p50 added: frp tcp TLS over ours TLS", _ratio("latency", "added", "frp tcp, TLS", TLS), 1),
+    Goal("one visitor, p50 added: frp tcp QUIC over ours QUIC", _ratio("latency", "added", "frp tcp, QUIC", QUIC), 1),
+    Goal("bulk down TLS, over frp TLS", _ratio("bulk", "down1", TLS, "frp tcp, TLS"), 1.2),
+    Goal("bulk up TLS, over frp TLS", _ratio("bulk", "up1", TLS, "frp tcp, TLS"), 1.2),
+    Goal("bulk down QUIC, over frp QUIC", _ratio("bulk", "down1", QUIC, "frp tcp, QUIC"), 1.5),
+    Goal("bulk up QUIC, over frp QUIC", _ratio("bulk", "up1", QUIC, "frp tcp, QUIC"), 1.5),
+    Goal(
+        "bulk TLS, 8 streams over 1",
+        lambda records: _figure("bulk", TLS, "down8")(records) / _figure("bulk", TLS, "down1")(records),
+        0.95,
+    ),
+    Goal(
+        "bulk QUIC, 8 streams over 1",
+        lambda records: _figure("bulk", QUIC, "down8")(records) / _figure("bulk", QUIC, "down1")(records),
+        0.95,
+    ),
+    Goal("RSS after 1 GB, TLS", _figure("bulk-memory", TLS, "grown"), at_most=64, unit="MB"),
+    Goal("RSS after 1 GB, QUIC", _figure("bulk-memory", QUIC, "grown"), at_most=64, unit="MB"),
+    Goal("RSS with a slow reader, TLS", _figure("bulk-memory", TLS, "slow"), at_most=16, unit="MB"),
+    Goal("RSS with a slow reader, QUIC", _figure("bulk-memory", QUIC, "slow"), at_most=16, unit="MB"),
+    Goal("idle visitor, exit node", _figure("idle", TLS, "edge"), at_most=4096, unit="bytes"),
+    Goal("idle visitor, agent", _figure("idle", TLS, "agent"), at_most=64, unit="bytes"),
+    Goal("`edgetun http` ready", _figure("startup", "edgetun http, first answer from the origin", "ready"), at_most=1000, unit="ms"),
+    Goal("exit node alone ready", _figure("startup", "edgetun-exitnode, first answer (404)", "ready"), at_most=300, unit="ms"),
+]  # fmt: skip
+
+
+def goals_section(records: Records) -> str:
+    """The table of goals, as Markdown."""
+    lines = [line for goal in GOALS if (line := goal.line(records)) is not None]
+    rows = "\n".join(["| goal | wanted | measured | met |", "| --- | --- | --- | --- |", *lines])
+    return f"## Goals\n\nMedians of the runs below; a ratio is ours over theirs.\n\n{rows}\n"
