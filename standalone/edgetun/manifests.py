@@ -42,7 +42,7 @@ def compile_files(paths: Sequence[str], pool: str, region: str, *, version: int)
     plan = Plan(validation.resources)
     if not pool and not region:
         first = pools[0].metadata.name if len(pools) == 1 else ""
-        return CompiledFiles(plan.everything(first, LOCAL_REGION, version), lines, _certificates(pools))
+        return CompiledFiles(plan.everything(first, LOCAL_REGION, version), lines, certificates_of(pools))
     chosen = _choose_pool(pools, pool)
     regions = [each.name for each in chosen.spec.regions]
     if region and region not in regions:
@@ -50,7 +50,7 @@ def compile_files(paths: Sequence[str], pool: str, region: str, *, version: int)
             f'ExitPool {chosen.metadata.name} has no region "{region}"', remedy=f"it has {', '.join(regions)}"
         )
     snapshot = plan.snapshot(chosen.metadata.name, region or regions[0], version)
-    return CompiledFiles(snapshot, lines, _certificates([chosen]))
+    return CompiledFiles(snapshot, lines, certificates_of([chosen]))
 
 
 def _choose_pool(pools: Sequence[ExitPool], name: str) -> ExitPool:
@@ -63,7 +63,8 @@ def _choose_pool(pools: Sequence[ExitPool], name: str) -> ExitPool:
     raise ConfigError(f'no ExitPool is called "{name}" in the files', remedy=f"they have: {names}")
 
 
-def _certificates(pools: Iterable[ExitPool]) -> tuple[tuple[Path, Path], ...]:
+def certificates_of(pools: Iterable[ExitPool]) -> tuple[tuple[Path, Path], ...]:
+    """The certificate files that pools name, for visitors."""
     return tuple(
         (Path(certificate.cert_file), Path(certificate.key_file or ""))
         for pool in pools

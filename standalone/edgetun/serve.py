@@ -6,18 +6,24 @@ Agents need one port, TCP and UDP: TLS there carries sessions (ALPN `edgetun/1`)
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from edgetun.foreground import foreground
+from edgetun.manifests import certificates_of
 from edgetun.settings import ServeSettings, default_state_dir
 from edgetun.tokens import ServerFacts, remember_server
 from edgetun_control.control import ControlSettings
 from edgetun_control.folder_control import FolderControl
+from edgetun_core.api.exitpool import ExitPool
+from edgetun_core.compile import pool_rule
 from edgetun_core.enrollment import Endpoint, VisitorAddress
+from edgetun_core.errors import ConfigError
 from edgetun_core.exits import ExitCode
 from edgetun_core.pki import DevelopmentCA
 from edgetun_core.process import run_loop
 from edgetun_exitnode.front.certificates import CertificateStore
-from edgetun_exitnode.node import ExitNode
+from edgetun_exitnode.node import ExitNode, NodeLimits
 from edgetun_exitnode.settings import parse_certificate_pairs
 
 log = logging.getLogger("edgetun.serve")
@@ -38,10 +44,12 @@ async def _run(settings: ServeSettings) -> int:
             state, ControlSettings(domain=domain, own_hostnames=frozenset({public_host, domain})), ca_pem=ca.ca_pem
         )
         await control.start()
-        node = ExitNode("serve")
+        # An ExitPool among the manifests in the state folder sets this node's limits and certificates, at its start.
+        pools = [found for found in control.store.state.manifests.resources if isinstance(found, ExitPool)]
+        node = ExitNode("serve", limits=NodeLimits.of(pool_rule(pools[0].spec.limits)) if pools else None)
         unsubscribe = control.publisher.subscribe(node.apply)
         try:
-            await _listen_for_visitors(node, settings, ca)
+            await _listen_for_visitors(node, settings, ca, certificates_of(pools))
             identity = ca.identity(list(dict.fromkeys([public_host, "localhost", "127.0.0.1", "::1"])))
             tls_port, quic_port = await node.listen_tunnel(
                 settings.listen,
@@ -64,19 +72,24 @@ async def _run(settings: ServeSettings) -> int:
     return ExitCode.OK
 
 
-async def _listen_for_visitors(node: ExitNode, settings: ServeSettings, ca: DevelopmentCA) -> None:
+async def _listen_for_visitors(
+    node: ExitNode, settings: ServeSettings, ca: DevelopmentCA, certificates: Sequence[tuple[Path, Path]]
+) -> None:
+    if settings.http_port < 0 and settings.https_port < 0:
+        raise ConfigError("no visitor can come: --http-port and --https-port are both -1", remedy="give one a port")
     if settings.http_port >= 0:
         front = await node.listen_http(settings.listen, settings.http_port)
         log.info("http on %s:%d", settings.listen, front.port)
     if settings.https_port >= 0:
+        pairs = [*parse_certificate_pairs(settings.certificate), *certificates]
         store = CertificateStore(
-            parse_certificate_pairs(settings.certificate),
+            pairs,
             development=ca,
             may_issue=lambda name: node.router.table.find(name.encode()) is not None,
         )
         front = await node.listen_https(settings.listen, settings.https_port, store)
         log.info("https on %s:%d", settings.listen, front.port)
-        if not settings.certificate:
+        if not pairs:
             log.warning("no --certificate is given: browsers will warn of the development CA %s", ca.certificate_file)
 
 
