@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from edgetun_core.api.certificates import Certificate
 from edgetun_core.api.meta import Column, Resource, ready_columns
 from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, StatusModel, repeated, told_above
-from edgetun_core.api.names import Domain, Label
+from edgetun_core.api.names import PERCENTAGE_PATTERN, Domain, Label, check_count_or_percent
 from edgetun_core.api.pods import NodeSelector, PodTemplate, TopologySpread
 from edgetun_core.api.policies import overlay
 from edgetun_core.api.quantities import Bytes, Duration
@@ -24,10 +24,18 @@ MAX_REGION_NAME = 24
 """Together they fit a Service's name (63) with a prefix."""
 
 
-Percentage = Annotated[str, Field(max_length=4, pattern=r"^(100|[1-9][0-9]?)%$")]
 CountOrPercent = Annotated[
-    Annotated[int, Field(ge=1, le=1000)] | Percentage,
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": r"^(100|[1-9][0-9]?)%$", "maxLength": 4}),
+    str | int,
+    PlainValidator(check_count_or_percent),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "pattern": PERCENTAGE_PATTERN,
+            "maxLength": 4,
+            "minimum": 1,
+            "maximum": 1000,
+        }
+    ),
 ]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
@@ -28,6 +29,12 @@ MAX_HOSTNAME: Final = 245
 """Of the 253 that DNS allows, so that the name of a hostname's reservation can say a little more."""
 
 _label = re.compile(LABEL_PATTERN, re.ASCII)
+PERCENTAGE_PATTERN: Final = r"^(100|[1-9][0-9]?)%$"
+ENV_NAME_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+NETWORK_PATTERN: Final = r"^[0-9a-fA-F:.]{2,45}/[0-9]{1,3}$"
+
+_percentage = re.compile(PERCENTAGE_PATTERN, re.ASCII)
+_env_name = re.compile(ENV_NAME_PATTERN, re.ASCII)
 _label_key = re.compile(LABEL_KEY_PATTERN, re.ASCII)
 _label_value = re.compile(LABEL_VALUE_PATTERN, re.ASCII)
 _quantity = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", re.ASCII)
@@ -241,11 +248,37 @@ def check_tunnel_pattern(value: str) -> str:
     return value
 
 
-def check_quantity(value: str | int) -> str | int:
+def check_quantity(value: object) -> str | int:
     """An amount of a resource as Kubernetes writes it: `500m`, `2`, `1Gi`."""
-    text = str(value)
-    if isinstance(value, bool) or not _quantity.fullmatch(text):
-        raise ValueError(f"{quoted(value)} is not a quantity; write 500m, 2 or 1Gi")
+    if isinstance(value, str | int) and not isinstance(value, bool) and _quantity.fullmatch(str(value)):
+        return value
+    raise ValueError(f"{quoted(value)} is not a quantity; write 500m, 2 or 1Gi")
+
+
+def check_count_or_percent(value: object) -> str | int:
+    """A number from 1 to 1000, or a share from 1% to 100%."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000:
+        return value
+    if isinstance(value, str) and _percentage.fullmatch(value):
+        return value
+    raise ValueError(f"{quoted(value)} is neither a number nor a share; write 1 or more, or a share such as 25%")
+
+
+def check_env_name(value: str) -> str:
+    """The name of an environment variable."""
+    if not _env_name.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is not a variable's name; write letters, digits and '_', such as LOG_LEVEL")
+    return value
+
+
+def check_network(value: str) -> str:
+    """A network in CIDR notation, without host bits."""
+    try:
+        ip_network(value)
+    except ValueError:
+        raise ValueError(f"{quoted(value)} is not a network; write 192.0.2.0/24 or 2001:db8::/32") from None
+    if "/" not in value:
+        raise ValueError(f"{quoted(value)} is an address; write {value}/{128 if ':' in value else 32}")
     return value
 
 
@@ -271,6 +304,8 @@ FieldName = Annotated[str, Field(max_length=128), AfterValidator(check_field_nam
 FieldValue = Annotated[
     str, Field(max_length=4096), AfterValidator(check_field_value), _text(FIELD_VALUE_PATTERN, 4096, min_length=0)
 ]
+EnvName = Annotated[str, Field(max_length=253), AfterValidator(check_env_name), _text(ENV_NAME_PATTERN, 253)]
+Network = Annotated[str, Field(max_length=49), AfterValidator(check_network), _text(NETWORK_PATTERN, 49)]
 QueryName = Annotated[str, Field(max_length=128), AfterValidator(check_query_name), _text(QUERY_NAME_PATTERN, 128)]
 OriginUrl = Annotated[str, Field(max_length=1024), AfterValidator(check_origin_url), _text(ORIGIN_URL_PATTERN, 1024)]
 HostHeader = Annotated[str, Field(max_length=260), AfterValidator(check_host_header), _text(r"^[^\s]+$", 260)]

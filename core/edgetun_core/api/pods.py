@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
 from edgetun_core.api.meta import OWN_LABELS
 from edgetun_core.api.model import ApiModel, Rule, RuledModel, repeated
-from edgetun_core.api.names import LabelKey, LabelValue, ObjectName, check_quantity
+from edgetun_core.api.names import EnvName, LabelKey, LabelValue, ObjectName, check_quantity
 from edgetun_core.quantities import quoted
 
 QUANTITY_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
 Quantity = Annotated[
     str | int,
-    AfterValidator(check_quantity),
+    PlainValidator(check_quantity),
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
 ]
 ResourceName = Annotated[str, Field(max_length=128, pattern=r"^[a-zA-Z0-9]([-a-zA-Z0-9_./]*[a-zA-Z0-9])?$")]
-EnvName = Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 def _not_ours(labels: dict[str, str]) -> dict[str, str]:

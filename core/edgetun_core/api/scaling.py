@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from edgetun_core.api.model import ApiModel, Broken, Rule, RuledModel
-from edgetun_core.api.names import Domain, LabelKey
+from edgetun_core.api.names import Domain, LabelKey, Network
 from edgetun_core.api.pods import Annotations, Labels
 from edgetun_core.api.quantities import Duration
 from edgetun_core.quantities import quoted
@@ -105,9 +105,6 @@ class NodePorts(ApiModel):
         return (self.http, self.https, self.tunnel) != (None, None, None)
 
 
-_CIDR_PATTERN: Final = r"^[0-9a-fA-F:.]{2,45}/[0-9]{1,3}$"
-Cidr = Annotated[str, Field(max_length=49, pattern=_CIDR_PATTERN)]
-
 _ADDRESS_PATTERN: Final = r"^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45})$"
 _address = re.compile(_ADDRESS_PATTERN, re.ASCII)
 
@@ -164,7 +161,7 @@ class ServiceSpec(ApiModel):
     load_balancer_class: LabelKey | None = Field(
         default=None, description="Which load balancer, where there are several."
     )
-    load_balancer_source_ranges: list[Cidr] = Field(
+    load_balancer_source_ranges: list[Network] = Field(
         default_factory=list,
         max_length=64,
         description="Only visitors from these networks.",

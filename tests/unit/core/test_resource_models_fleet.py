@@ -100,6 +100,30 @@ def test_how_many_exit_nodes_a_region_has() -> None:
             'spec.podTemplate.resources.requests.cpu: "many" is not a quantity; write 500m, 2 or 1Gi',
         ),
         (
+            {"podTemplate": {"resources": {"limits": {"cpu": True}}}},
+            "spec.podTemplate.resources.limits.cpu: true is not a quantity; write 500m, 2 or 1Gi",
+        ),
+        (
+            {"disruptionBudget": {"maxUnavailable": 0}},
+            "spec.disruptionBudget.maxUnavailable: 0 is neither a number nor a share; write 1 or more, or a share such as 25%",
+        ),
+        (
+            {"disruptionBudget": {"maxUnavailable": "150%"}},
+            'spec.disruptionBudget.maxUnavailable: "150%" is neither a number nor a share; write 1 or more, or a share such as 25%',
+        ),
+        (
+            {"service": {"loadBalancerSourceRanges": ["192.0.2.1"]}},
+            'spec.service.loadBalancerSourceRanges[0]: "192.0.2.1" is an address; write 192.0.2.1/32',
+        ),
+        (
+            {"service": {"loadBalancerSourceRanges": ["192.0.2.1/24"]}},
+            'spec.service.loadBalancerSourceRanges[0]: "192.0.2.1/24" is not a network; write 192.0.2.0/24 or 2001:db8::/32',
+        ),
+        (
+            {"podTemplate": {"env": [{"name": "1A"}]}},
+            "spec.podTemplate.env[0].name: \"1A\" is not a variable's name; write letters, digits and '_', such as LOG_LEVEL",
+        ),
+        (
             {"podTemplate": {"env": [{"name": "A"}, {"name": "A"}]}},
             'spec.podTemplate.env[1].name: "A" is there already as env[0]; remove one of them',
         ),
