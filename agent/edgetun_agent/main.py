@@ -17,7 +17,7 @@ from edgetun_agent.connect import Agent
 from edgetun_agent.enroll import AdHocTunnel, CredentialKeeper, Enrollment, EnrollRequest, enroll, renew
 from edgetun_agent.identity import default_state_dir, read_agent_id
 from edgetun_agent.observe import RecentRequests
-from edgetun_agent.origin.address import read_origin
+from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin
 from edgetun_agent.serve import Origins
 from edgetun_agent.settings import AgentSettings
 from edgetun_agent.tell import tell_requests
@@ -26,7 +26,14 @@ from edgetun_core.credentials import ClusterToken
 from edgetun_core.errors import ConfigError, EdgetunError, UpstreamUnreachable
 from edgetun_core.exits import ExitCode, exit_code_of
 from edgetun_core.logs import setup_logging
-from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop, settle
+from edgetun_core.process import (
+    StopSignals,
+    parse_host_port,
+    raise_open_files_limit,
+    run_loop,
+    seconds_since_start,
+    settle,
+)
 from edgetun_core.settings import load_settings
 from edgetun_core.snapshot import OriginRule, TunnelRule
 from edgetun_core.wire.hello import Hello
@@ -94,7 +101,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
             return ExitCode.OK
         for tunnel in enrollment.tunnels:
             log.info("%s -> %s", enrollment.visitors.url(tunnel.hostnames[0]), _origin_of(tunnel, settings))
-        log.info("ready in %.2f s; Ctrl-C to stop", time.monotonic() - started)
+        log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(started))
         settle()
         _start_admin(settings, agent, origins, stack)
         await _until_stopped(signals, keeper, recent)
@@ -105,6 +112,8 @@ async def _run(settings: AgentSettings, started: float) -> int:
 
 def build_request(settings: AgentSettings, agent_id: str) -> EnrollRequest:
     """What the agent asks control for: the tunnels named, or one of its own for `--origin`, or all that the token may serve."""
+    check_ca_file(settings.origin_ca, "--origin-ca")
+    host_header = read_host_header(settings.host_header)
     adhoc = None
     if settings.host and (settings.tunnel or not settings.origin):
         raise ConfigError(
@@ -112,7 +121,7 @@ def build_request(settings: AgentSettings, agent_id: str) -> EnrollRequest:
             remedy="give --origin, and no --tunnel, or leave --host away",
         )
     if settings.origin and not settings.tunnel:
-        adhoc = AdHocTunnel(read_origin(settings.origin), settings.host, settings.host_header, settings.cache_s)
+        adhoc = AdHocTunnel(read_origin(settings.origin), settings.host, host_header, settings.cache_s)
     return EnrollRequest(agent_id, settings.tunnel, adhoc, SOFTWARE)
 
 

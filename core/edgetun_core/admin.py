@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from edgetun_core.errors import ConfigError
+from edgetun_core.errors import AddressUnavailable, ConfigError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -58,7 +58,7 @@ def start_admin(host: str, port: int, collect: Collect, ready: Ready) -> AdminSe
     """Listens on `host:port` (0 takes a free port) and answers from `collect` and `ready`, both called on other threads.
 
     `ready` returns whether the process should get traffic, and a JSON-able dict that says why or why not. When called on a
-    running event loop, `/healthz` also says whether that loop still reacts. Raises `ConfigError` when it cannot listen.
+    running event loop, `/healthz` also says whether that loop still reacts. Raises `AddressUnavailable` when it cannot listen.
     """
     try:
         loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -67,7 +67,11 @@ def start_admin(host: str, port: int, collect: Collect, ready: Ready) -> AdminSe
     try:
         server = _Server((host, port), _application(collect, ready, loop))
     except OSError as error:
-        raise ConfigError(
+        if isinstance(error, socket.gaierror):
+            raise ConfigError(
+                f'--metrics: "{host}" is not an address of this machine', remedy="write 127.0.0.1:9090"
+            ) from error
+        raise AddressUnavailable(
             f"the admin listener cannot use {host}:{port} ({error.strerror or error})",
             remedy="choose another address with --metrics",
         ) from error

@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -54,6 +55,16 @@ class StopSignals:
     async def wait(self) -> None:
         """Returns when the process is asked to stop."""
         await self._event.wait()
+
+
+def seconds_since_start(fallback: float) -> float:
+    """How long this process has run, its imports included; `fallback` is the monotonic time of a start known otherwise."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - fallback
 
 
 def parse_host_port(text: str, flag: str) -> tuple[str, int]:

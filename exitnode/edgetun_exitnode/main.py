@@ -18,7 +18,14 @@ from edgetun_core.errors import ConfigError, EdgetunError
 from edgetun_core.exits import exit_code_of
 from edgetun_core.logs import setup_logging
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, run_loop, settle
+from edgetun_core.process import (
+    StopSignals,
+    parse_host_port,
+    raise_open_files_limit,
+    run_loop,
+    seconds_since_start,
+    settle,
+)
 from edgetun_core.settings import load_settings
 from edgetun_core.snapshot import Snapshot, decode_snapshot
 from edgetun_exitnode.front.certificates import CertificateStore
@@ -67,7 +74,7 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
             node.apply(read_snapshot(settings.snapshot))
             await _listen(node, settings)
             follower = asyncio.create_task(_follow(node, settings.snapshot), name="follow the snapshot file")
-        log.info("ready in %.2f s", time.monotonic() - started)
+        log.info("ready in %.2f s", seconds_since_start(started))
         settle()
         if settings.metrics:
             from edgetun_core.admin import start_admin
@@ -93,6 +100,8 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
 
 
 async def _listen(node: ExitNode, settings: ExitNodeSettings, *, tunnel: bool = True) -> None:
+    if settings.http_port < 0 and settings.https_port < 0:
+        raise ConfigError("no visitor can come: --http-port and --https-port are both -1", remedy="give one a port")
     ca = DevelopmentCA(settings.state / "ca")
     if settings.http_port >= 0:
         front = await node.listen_http(settings.listen, settings.http_port)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from edgetun_core.errors import Draining
+from edgetun_core.errors import ConfigError, Draining
 from edgetun_core.http.exchange import Handler
 from edgetun_core.http.h1 import H1Limits
 from edgetun_core.pki import ServerIdentity
@@ -24,6 +24,7 @@ from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.cache.view import Views
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
+from edgetun_exitnode.front.listening import explain
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
 from edgetun_exitnode.observe.counters import TunnelCounters
 from edgetun_exitnode.pipeline.forward import ForwardStage
@@ -123,14 +124,20 @@ class ExitNode:
         return handler
 
     async def listen_http(self, host: str, port: int) -> Front:
-        """Serves visitors over plain HTTP; `port` 0 takes a free one."""
-        front = await serve_http(self.context, host, port)
+        """Serves visitors over plain HTTP; `port` 0 takes a free one. Raises AddressUnavailable."""
+        try:
+            front = await serve_http(self.context, host, port)
+        except OSError as error:
+            raise explain(error, host, port, "--http-port") from error
         self.fronts.append(front)
         return front
 
     async def listen_https(self, host: str, port: int, certificates: CertificateStore) -> Front:
-        """Serves visitors over TLS."""
-        front = await serve_https(self.context, host, port, certificates)
+        """Serves visitors over TLS. Raises AddressUnavailable."""
+        try:
+            front = await serve_https(self.context, host, port, certificates)
+        except OSError as error:
+            raise explain(error, host, port, "--https-port") from error
         self.fronts.append(front)
         self.router.https_port = front.port
         return front
@@ -146,15 +153,20 @@ class ExitNode:
     ) -> tuple[int, int]:
         """Takes sessions over TLS and, unless `quic_engine` is `"none"`, over QUIC on the same port number.
 
-        Returns the two ports (QUIC: 0 when there is none).
+        Returns the two ports (QUIC: 0 when there is none). Raises AddressUnavailable.
         """
-        tls = await listen(
-            "tls", host, port, identity=identity, accept=self.acceptor.accept, other_protocols=other_protocols
-        )
-        self.listeners.append(tls)
-        if quic_engine == "none":
-            return tls.port, 0
-        quic = await listen(quic_engine, host, tls.port, identity=identity, accept=self.acceptor.accept)
+        accept = self.acceptor.accept
+        try:
+            tls = await listen("tls", host, port, identity=identity, accept=accept, other_protocols=other_protocols)
+            self.listeners.append(tls)
+            port = tls.port
+            if quic_engine == "none":
+                return port, 0
+            quic = await listen(quic_engine, host, port, identity=identity, accept=accept)
+        except ConfigError as error:
+            if isinstance(error.__cause__, OSError):
+                raise explain(error.__cause__, host, port, "--tunnel-port") from error.__cause__
+            raise
         self.listeners.append(quic)
         return tls.port, quic.port
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.serve import Origins
 from edgetun_core.logs import setup_logging
-from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, settle
+from edgetun_core.process import StopSignals, parse_host_port, raise_open_files_limit, seconds_since_start, settle
 from edgetun_exitnode.node import ExitNode
 
 log = logging.getLogger("edgetun")
@@ -46,7 +46,7 @@ class Foreground:
         """Says where visitors find what."""
         for url, target in urls:
             log.info("%s -> %s", url, target)
-        log.info("ready in %.2f s; Ctrl-C to stop", time.monotonic() - self.started)
+        log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(self.started))
 
     async def serve(
         self,

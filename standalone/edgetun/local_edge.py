@@ -8,6 +8,7 @@ from pathlib import Path
 from edgetun.local_session import LocalSession
 from edgetun_agent.observe import AgentListener, RecentRequests
 from edgetun_agent.serve import Origins
+from edgetun_core.errors import ConfigError
 from edgetun_core.pki import DevelopmentCA
 from edgetun_core.snapshot import Snapshot
 from edgetun_exitnode.front.certificates import CertificateStore
@@ -44,6 +45,10 @@ class LocalEdge:
         self, host: str, http_port: int, https_port: int, state: Path, certificates: Iterable[tuple[Path, Path]] = ()
     ) -> None:
         """Opens the fronts; a port of -1 leaves one out. Raises AddressUnavailable."""
+        if http_port < 0 and https_port < 0:
+            raise ConfigError(
+                "nothing to listen on: --http-port and --https-port are both -1", remedy="give one a port"
+            )
         if http_port >= 0:
             self.http_port = (await self.node.listen_http(host, http_port)).port
         if https_port >= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -9,6 +11,7 @@ from edgetun_core.errors import ConfigError
 from edgetun_core.snapshot import OriginRule
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,11 @@ class OriginAddress:
 
 def parse_origin_url(url: str) -> OriginAddress:
     """Takes `http://host:port/prefix`, `https://...` or `unix:///path.sock` apart; raises `ConfigError`."""
+    if any(char.isspace() or not char.isprintable() for char in url):
+        raise ConfigError(
+            f'origin "{url}": a character that no URL has',
+            remedy="write 3000, http://localhost:3000 or unix:///app.sock",
+        )
     parts = urlsplit(url)
     if parts.scheme == "unix":
         path = unquote(parts.path)
@@ -51,6 +59,8 @@ def parse_origin_url(url: str) -> OriginAddress:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f'origin "{url}": {error}', remedy="write a port from 1 to 65535") from None
+    if port == 0:
+        raise ConfigError(f'origin "{url}": no server has port 0', remedy="write a port from 1 to 65535")
     host = (parts.hostname or "").rstrip(".")
     if not host:
         raise ConfigError(f'origin "{url}": no host', remedy="write http://localhost:3000")
@@ -83,3 +93,24 @@ def read_origin(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
     parse_origin_url(url)
     return url
+
+
+def read_host_header(text: str) -> str:
+    """What a person types for the `Host` that the origin gets. Raises `ConfigError`."""
+    if text in ("preserve", "origin") or _AUTHORITY.fullmatch(text):
+        return text
+    raise ConfigError(f'--host-header "{text}" is not a host', remedy="write preserve, origin, or a name as app.test")
+
+
+def check_ca_file(path: str, flag: str) -> None:
+    """Raises `ConfigError` when a CA file cannot be used: better at the start than at the first visitor."""
+    if not path:
+        return
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ConfigError(
+            f"{flag} {path}: no PEM certificate in it", remedy="give the CA's certificate as PEM"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}", remedy="check the path") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 
+from edgetun_core.errors import AddressUnavailable, ConfigError
+
 
 def bind_sockets(host: str, port: int, *, reuse_port: bool = False, dead_after_s: float = 75.0) -> list[socket.socket]:
     """Binds every address of `host` (`""` or `"*"`: all interfaces) to one port; port 0 chooses a free one.
@@ -36,6 +38,31 @@ def bind_sockets(host: str, port: int, *, reuse_port: bool = False, dead_after_s
     if not sockets:
         raise missing or OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
     return sockets
+
+
+def explain(error: OSError, host: str, port: int, flag: str) -> ConfigError:
+    """Why an address cannot be listened on, and what to do; `flag` is the one that chooses the port."""
+    if isinstance(error, socket.gaierror):
+        return ConfigError(f'--listen: "{host}" is not an address of this machine', remedy="write 127.0.0.1 or 0.0.0.0")
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return AddressUnavailable(
+                f"{place} is taken by another program", remedy=f"stop that one, or choose another port with {flag}"
+            )
+        case errno.EACCES | errno.EPERM:
+            return AddressUnavailable(
+                f"{place} may not be listened on by this user",
+                remedy=f"choose a port above 1023 with {flag}, or allow it (root, or CAP_NET_BIND_SERVICE)",
+            )
+        case errno.EADDRNOTAVAIL:
+            return AddressUnavailable(
+                f"{host} is not an address of this machine", remedy="choose another with --listen"
+            )
+        case _:
+            return AddressUnavailable(
+                f"{place} cannot be listened on ({error.strerror or error})", remedy=f"choose another port with {flag}"
+            )
 
 
 def _bind(
