@@ -1,0 +1,124 @@
+"""What a status says, from what was seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgetun_core.api.conditions import ConditionType, Verdict
+from edgetun_core.api.exitpool import ExitPool, region_plans
+from edgetun_core.api.load import parse_resource
+from edgetun_core.problem import Problem
+from edgetun_operator.decide.conditions import build_conditions, decide_accepted, decide_notes
+from edgetun_operator.decide.pool import RegionSeen, build_pool_numbers, decide_pool_verdicts, region_addresses
+from edgetun_operator.decide.tunnel import AgentSeen, PoolSeen, agent_seen, decide_tunnel_verdicts
+
+
+def pool(**spec: Any) -> ExitPool:
+    obj = {
+        "apiVersion": "edgetun.dev/v1alpha1",
+        "kind": "ExitPool",
+        "metadata": {"name": "public"},
+        "spec": {"regions": [{"name": "eu"}], "domains": ["*"], **spec},
+    }
+    found, problems = parse_resource(obj)
+    assert isinstance(found, ExitPool), problems
+    return found
+
+
+def seen(available: int, *, service: Any = None, autoscaler: Any = None, complaint: str = "") -> RegionSeen:
+    conditions = [{"type": "ReplicaFailure", "status": "True", "message": complaint}] if complaint else []
+    return RegionSeen({"status": {"availableReplicas": available, "conditions": conditions}}, autoscaler, service)
+
+
+LB = {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}, {"hostname": "lb.example.com"}]}}}
+
+
+def test_a_pool_with_all_its_nodes_and_an_address_is_ready() -> None:
+    verdicts = decide_pool_verdicts(pool(), (), {"eu": seen(1, service=LB)}, (), ())
+    assert {verdict.status for verdict in verdicts.values()} == {"True"}
+
+
+def test_a_region_short_of_nodes_names_itself_and_the_reason() -> None:
+    verdicts = decide_pool_verdicts(pool(replicas=2), (), {"eu": seen(1, service=LB, complaint="quota")}, (), ())
+    assert verdicts["NodesAvailable"] == Verdict("False", "NodesUnavailable", "eu: 1 of 2 exit nodes serve (quota)")
+
+
+def test_a_load_balancers_addresses_are_told_with_the_ports() -> None:
+    (plan,) = region_plans(pool().spec)
+    assert [address["host"] for address in region_addresses(plan, seen(1, service=LB))] == [
+        "192.0.2.7",
+        "lb.example.com",
+    ]
+    verdicts = decide_pool_verdicts(pool(), (), {"eu": seen(1)}, (), ())
+    assert verdicts["AddressReady"].reason == "AddressPending"
+
+
+def test_missing_metrics_are_told_and_a_paused_autoscaler_is_not() -> None:
+    def scaling(reason: str) -> str:
+        condition = {"type": "ScalingActive", "status": "False", "reason": reason, "message": "no metrics"}
+        autoscaler = {"status": {"conditions": [condition], "desiredReplicas": 3}}
+        regions = {"eu": seen(3, service=LB, autoscaler=autoscaler)}
+        return decide_pool_verdicts(pool(autoscaling={}), (), regions, (), ())["ScalingActive"].reason
+
+    assert scaling("FailedGetResourceMetric") == "MetricsUnavailable"
+    assert scaling("ScalingDisabled") == "ScalingActive"
+
+
+def test_numbers_add_up_over_the_regions() -> None:
+    two = pool(regions=[{"name": "eu"}, {"name": "us", "replicas": 3}])
+    numbers = build_pool_numbers(two, {"eu": seen(1), "us": seen(2)}, tunnels=7)
+    assert (numbers["desired"], numbers["available"], numbers["tunnels"], numbers["regionNames"]) == (4, 3, 7, "eu,us")
+    assert [row["reason"] for row in numbers["regions"]] == ["", "NodesUnavailable"]
+
+
+def problem(severity: str, reason: str) -> Problem:
+    return Problem(severity, "Tunnel a/b", "spec.hostnames[0]", reason, "because")  # type: ignore[arg-type]
+
+
+def test_accepted_is_partial_while_something_is_served_and_false_else() -> None:
+    taken = problem("error", "HostnameConflict")
+    assert decide_accepted([taken], served=True)[:2] == ("True", "PartiallyAccepted")
+    assert decide_accepted([taken])[:2] == ("False", "HostnameConflict")
+    assert decide_accepted([problem("warning", "RegionNotFound")])[:2] == ("True", "Accepted")
+
+
+def test_a_refused_tunnel_does_not_wait_for_an_agent() -> None:
+    there = PoolSeen(pool(), (), available=1)
+    refused = decide_tunnel_verdicts([problem("error", "HostnameConflict")], (), there, ())
+    assert refused["AgentConnected"].status == "Unknown"
+    served = decide_tunnel_verdicts((), ("a.example.com",), there, [AgentSeen(True, "quic")])
+    assert {verdict.status for verdict in served.values()} == {"True"}
+
+
+def test_an_agent_counts_by_its_condition_and_without_one_by_its_sessions() -> None:
+    gone = {"conditions": [{"type": "AgentConnected", "status": "False"}], "sessions": 2}
+    assert not agent_seen(gone).is_connected
+    assert agent_seen({"sessions": 1}).is_connected
+    assert not agent_seen({}).is_connected
+
+
+def test_ready_repeats_the_first_child_that_is_not_and_times_stay_with_the_status() -> None:
+    bad = {"Accepted": Verdict("True", "Accepted"), "PoolReady": Verdict("False", "PoolNotReady", "why")}
+    first = build_conditions((), bad, 1, now=1000.0)
+    assert [c.type for c in first] == ["Ready", "Accepted", "PoolReady"]
+    assert (first[0].reason, first[0].message) == ("PoolNotReady", "why")
+    second = build_conditions(first, bad, 2, now=2000.0)
+    assert [c.last_transition_time for c in second] == [c.last_transition_time for c in first]
+    assert {c.observed_generation for c in second} == {2}
+
+
+def test_events_come_with_changes_and_not_with_repetitions() -> None:
+    pending = build_conditions(
+        (), {"Accepted": Verdict("True", "Accepted"), "PoolReady": Verdict("False", "P")}, 1, 0.0
+    )
+    assert [note.reason for note in decide_notes((), pending)] == ["Accepted"]
+    assert decide_notes(pending, pending) == []
+    ready = build_conditions(
+        pending, {"Accepted": Verdict("True", "Accepted"), "PoolReady": Verdict("True", "R")}, 1, 1.0
+    )
+    assert [(note.type, note.reason) for note in decide_notes(pending, ready)] == [("Normal", "Ready")]
+    refused = build_conditions(ready, {"Accepted": Verdict("False", "HostnameConflict", "who")}, 1, 2.0)
+    assert [(n.type, n.reason, n.message) for n in decide_notes(ready, refused)] == [
+        ("Warning", "HostnameConflict", "who")
+    ]
+    assert refused[0].type == ConditionType.READY
