@@ -1,7 +1,7 @@
 """`python -m edgetun.generate [--check]`: the pages that are made from code, so that they cannot tell something else.
 
 Writes docs/reference/resources.md from the models, docs/reference/settings.md from the settings classes, examples/README.md
-from the examples' first lines, crds/*.yaml from the models. `--check` writes nothing and fails with the name of each file that differs.
+from the examples' first lines, crds/*.yaml (and the chart's copies) from the models. `--check` writes nothing and fails with the name of each file that differs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ COMMAND: Final = "python -m edgetun.generate"
 NOTE: Final = f"<!-- Made by `make generate` ({COMMAND}); change the code it is made from instead. -->"
 CRD_NOTE: Final = f"Made by `make generate` ({COMMAND}); change edgetun_core/api instead."
 
+CRD_FOLDERS: Final = ("crds", "charts/edgetun/crds")
+"""Helm installs what stands in a chart's `crds/`, and follows no link out of it."""
+
 PROCESSES: Final[tuple[tuple[str, str], ...]] = (
     ("edgetun-agent", "edgetun_agent.settings:AgentSettings"),
     ("edgetun-exitnode", "edgetun_exitnode.settings:ExitNodeSettings"),
+    ("edgetun-operator", "edgetun_operator.settings:OperatorSettings"),
+    ("edgetun-control", "edgetun_control.settings:ControlServiceSettings"),
 )
 """Processes beside the `edgetun` command, and where their settings stand."""
 
@@ -268,10 +273,11 @@ def _cell(text: str) -> str:
 
 def build_pages(root: Path) -> dict[str, str]:
     """Every generated file: path below the repository's root -> text."""
+    crds = build_crds(CRD_NOTE)
     return {
         "docs/reference/resources.md": build_resources_page(),
         "docs/reference/settings.md": build_settings_page(),
-        **{f"crds/{name}": text for name, text in build_crds(CRD_NOTE).items()},
+        **{f"{folder}/{name}": text for folder in CRD_FOLDERS for name, text in crds.items()},
         "examples/README.md": build_examples_page(root / "examples"),
     }
 
