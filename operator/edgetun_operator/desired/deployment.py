@@ -25,6 +25,7 @@ from edgetun_operator.desired.fleet import (
     metadata,
 )
 from edgetun_operator.desired.labels import CONFIG, exit_labels, exit_selector
+from edgetun_operator.desired.quantities import canonical_quantity
 
 DEFAULT_REQUESTS: Final = {"cpu": "250m", "memory": "384Mi"}
 """CPU must be requested for an autoscaler to know what 70 % of it is."""
@@ -223,8 +224,12 @@ def _volumes(inputs: RegionInputs) -> list[Object]:
 
 def _resources(template: PodTemplate) -> Object:
     requests = {**DEFAULT_REQUESTS, **template.resources.requests}
-    limits = template.resources.limits
-    return {"requests": requests, **({"limits": dict(limits)} if limits else {})}
+    found = {"requests": requests, "limits": template.resources.limits}
+    return {
+        what: {name: canonical_quantity(amount) for name, amount in amounts.items()}
+        for what, amounts in found.items()
+        if amounts
+    }
 
 
 def _probe(path: str, **timing: int) -> Object:

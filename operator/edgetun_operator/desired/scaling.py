@@ -6,6 +6,7 @@ from edgetun_cluster.kinds import HORIZONTAL_POD_AUTOSCALER, POD_DISRUPTION_BUDG
 from edgetun_core.api.scaling import Autoscaling, ScalingPace
 from edgetun_operator.desired.fleet import DEREGISTER_S, Desired, RegionInputs, metadata
 from edgetun_operator.desired.labels import exit_selector
+from edgetun_operator.desired.quantities import canonical_quantity
 
 SESSIONS_METRIC = "edgetun_sessions"
 REQUESTS_METRIC = "edgetun_requests_per_second"
@@ -27,7 +28,7 @@ def build_autoscaler(inputs: RegionInputs, scaling: Autoscaling) -> Desired:
                     "type": "Pods",
                     "pods": {
                         "metric": {"name": name},
-                        "target": {"type": "AverageValue", "averageValue": quantity(target)},
+                        "target": {"type": "AverageValue", "averageValue": canonical_quantity(target)},
                     },
                 }
             )
@@ -78,12 +79,3 @@ def _pace(pace: ScalingPace, shortest_period_s: int) -> Object:
         "selectPolicy": "Max",
         "policies": policies,
     }
-
-
-def quantity(value: int) -> str:
-    """A whole number in Kubernetes' canonical form, which is what the API server gives back: 5000 is "5k"."""
-    for suffix in ("", "k", "M", "G"):
-        if value % 1000 or not value:
-            return f"{value}{suffix}"
-        value //= 1000
-    return f"{value}T"

@@ -13,7 +13,7 @@ from edgetun_core.api.load import parse_resource
 from edgetun_operator.desired.fleet import DEREGISTER_S, Desired, Fleet
 from edgetun_operator.desired.labels import POOL, REGION, is_ours
 from edgetun_operator.desired.pool import build_pool
-from edgetun_operator.desired.scaling import quantity
+from edgetun_operator.desired.quantities import canonical_quantity
 
 FLEET = Fleet(namespace="edgetun-system", image="edgetun:1", control="https://control:7444", ca_pem="PEM")
 
@@ -140,6 +140,17 @@ def test_a_changed_configuration_rolls_the_pods_and_nothing_else_does() -> None:
 
 
 def test_quantities_are_written_as_the_api_server_gives_them_back() -> None:
-    assert [quantity(value) for value in (1, 500, 1500, 5000, 1_000_000, 2_500_000)] == [
+    assert [canonical_quantity(value) for value in (1, 500, 1500, 5000, 1_000_000, 2_500_000)] == [
         "1", "500", "1500", "5k", "1M", "2500k",
     ]  # fmt: skip
+    given = {
+        "0.5": "500m",
+        "1024Mi": "1Gi",
+        "1.5Gi": "1536Mi",
+        "1000m": "1",
+        "512": "512",
+        "0": "0",
+        "0.1": "100m",
+        "2Ki": "2Ki",
+    }
+    assert {text: canonical_quantity(text) for text in given} == given
