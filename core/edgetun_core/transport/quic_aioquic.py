@@ -18,6 +18,7 @@ from edgetun_core.transport.quic_connection import (
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
+    MAX_PACKET_BYTES,
     MAX_STREAM_DATA_BYTES,
     Ended,
     Sink,
@@ -68,6 +69,11 @@ class AioquicConnection(QuicConnection):
     def unsent(self, stream_id: int) -> int:
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
+
+    @property
+    def is_congested(self) -> bool:
+        loss = self._loss
+        return loss.bytes_in_flight + MAX_PACKET_BYTES > loss.congestion_window
 
     def has_settled(self) -> bool:
         return all(stream.sender._buffer_start == stream.sender._buffer_stop for stream in self._streams.values())

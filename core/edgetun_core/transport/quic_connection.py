@@ -12,6 +12,7 @@ IDLE_TIMEOUT_S: Final = 30.0
 MAX_DATA_BYTES: Final = 16 * 1024 * 1024
 MAX_STREAM_DATA_BYTES: Final = 8 * 1024 * 1024
 """What a peer may have under way out of order; in order, the protocol's credit is the bound."""
+MAX_PACKET_BYTES: Final = 1500
 MAX_DATAGRAM_FRAME_BYTES: Final = 65_535
 
 
@@ -52,6 +53,11 @@ class Connection(Protocol):
     def send_stream_data(self, stream_id: int, data: bytes) -> None: ...
     def unsent(self, stream_id: int) -> int:
         """Bytes of a stream that were never sent."""
+        ...
+
+    @property
+    def is_congested(self) -> bool:
+        """The congestion window has no room for another packet; acknowledgements are to come."""
         ...
 
     def has_settled(self) -> bool:

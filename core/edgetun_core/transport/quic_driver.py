@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, error_from_code
 from edgetun_core.transport.link import HIGH_WATER_BYTES, LOW_WATER_BYTES, LinkUser
 from edgetun_core.transport.quic_connection import IDLE_TIMEOUT_S, Connection, Ended
+from edgetun_core.transport.quic_runs import Runs
 from edgetun_core.transport.udp import Address, plain_address
 
 log = logging.getLogger("edgetun.transport")
@@ -72,6 +73,7 @@ class QuicLink:
         "_quic",
         "_ready",
         "_regular",
+        "_runs",
         "_scheduled",
         "_timer",
         "_timer_at",
@@ -99,6 +101,7 @@ class QuicLink:
         self.farewell: list[bytes] = []
         """The last datagrams, to be repeated for a peer that did not hear them."""
         self._quic = quic
+        self._runs = Runs(quic)
         self._endpoint = endpoint
         self._user = user
         self._loop = asyncio.get_running_loop()
@@ -136,15 +139,18 @@ class QuicLink:
 
     def unsent_bytes(self, lane: int) -> int:
         """How much of a lane waits to be sent for the first time."""
-        return 0 if self._ended else self._quic.unsent(lane * 4)
+        return 0 if self._ended else self._quic.unsent(lane * 4) + self._runs.bytes_of(lane)
 
     def write(self, lane: int, data: bytes) -> None:
         if self._closing is not None or self._ended:
             return
-        self._quic.send_stream_data(lane * 4, data)
+        if lane < self._regular:
+            self._quic.send_stream_data(lane * 4, data)
+        else:
+            self._runs.put(lane, data)
         estimate = self._lane_estimate.get(lane, 0) + len(data)
         if estimate > HIGH_WATER_BYTES and lane not in self._paused:
-            estimate = self._quic.unsent(lane * 4)
+            estimate = self.unsent_bytes(lane)
             if estimate > HIGH_WATER_BYTES:
                 self._paused.add(lane)
                 self._lane_estimate[lane] = estimate
@@ -241,8 +247,12 @@ class QuicLink:
             self._endpoint.when_writable(self.transmit)
             return
         quic = self._quic
+        runs = self._runs
         try:
+            runs.feed()
             quic.transmit(time.monotonic(), self._endpoint.send)
+            while runs.waiting and not self._endpoint.is_blocked and runs.feed():
+                quic.transmit(time.monotonic(), self._endpoint.send)
         except Exception as error:  # noqa: BLE001 - as above
             self._tripped(error)
             return
@@ -250,7 +260,7 @@ class QuicLink:
             return
         if self._paused:
             self._resume_lanes()
-        if self._closing is not None and quic.has_settled():
+        if self._closing is not None and not runs.waiting and quic.has_settled():
             self._finish_close()
             return
         at = quic.get_timer()
@@ -261,7 +271,7 @@ class QuicLink:
 
     def _resume_lanes(self) -> None:
         for lane in sorted(self._paused):
-            unsent = self._quic.unsent(lane * 4)
+            unsent = self.unsent_bytes(lane)
             if unsent < LOW_WATER_BYTES:
                 self._paused.discard(lane)
                 self._lane_estimate[lane] = unsent

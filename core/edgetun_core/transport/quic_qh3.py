@@ -9,8 +9,9 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
@@ -23,6 +24,7 @@ from edgetun_core.transport.quic_connection import (
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
+    MAX_PACKET_BYTES,
     MAX_STREAM_DATA_BYTES,
     Ended,
     Sink,
@@ -30,6 +32,9 @@ from edgetun_core.transport.quic_connection import (
 from edgetun_core.transport.udp import Address
 
 NAME = "qh3"
+
+JOIN_FROM_EVENTS: Final = 64
+"""More events than this in one burst are pieces of a packet each; a burst of whole reads makes up to 16."""
 
 
 class Qh3Connection(QuicConnection):
@@ -64,6 +69,8 @@ class Qh3Connection(QuicConnection):
 
     def pump(self, sink: Sink) -> None:
         waiting = self._events
+        if len(waiting) > JOIN_FROM_EVENTS:
+            self._join_pieces(waiting)
         while waiting:
             event = waiting.popleft()
             match event:
@@ -80,6 +87,21 @@ class Qh3Connection(QuicConnection):
                     sink.cid_retired(event.connection_id)
                 case events.StreamReset() | events.StopSendingReceived():
                     sink.stream_ended(event.stream_id)
+
+    @staticmethod
+    def _join_pieces(waiting: deque[events.QuicEvent]) -> None:
+        """Makes one event of many: a sender that takes its streams in turn gives each stream one packet's worth at a time."""
+        streams: dict[int, list[bytes]] = {}
+        others: list[events.QuicEvent] = []
+        for event in waiting:
+            if type(event) is events.StreamDataReceived and not event.end_stream and not others:
+                streams.setdefault(event.stream_id, []).append(event.data)
+            else:
+                others.append(event)  # and all behind it, so that nothing overtakes it
+        waiting.clear()
+        for stream_id, pieces in streams.items():
+            waiting.append(events.StreamDataReceived(b"".join(pieces), False, stream_id))
+        waiting.extend(others)
 
     def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
         if self._core is None:
@@ -116,6 +138,11 @@ class Qh3Connection(QuicConnection):
 
     def unsent(self, stream_id: int) -> int:
         return self.get_send_buffer_size(stream_id)
+
+    @property
+    def is_congested(self) -> bool:
+        core = self._core
+        return core is not None and core.bytes_in_flight + MAX_PACKET_BYTES > core.congestion_window
 
     def has_settled(self) -> bool:
         return self._core is None or (self._core.bytes_in_flight == 0 and self.get_send_buffer_size() == 0)

@@ -20,6 +20,7 @@ class Packets:
     host_cid = b"12345678"
     peer = ("192.0.2.1", 4433)
     rtt_s = None
+    is_congested = False
     ended: Ended | None = None
 
     def __init__(self) -> None:
