@@ -58,6 +58,7 @@ def test_a_pool_becomes_its_regions_objects_and_tells_how_it_stands(
     scaled = client.get("autoscaling/v2", "HorizontalPodAutoscaler", f"edgetun-exit-{name}-eu", namespace)
     assert scaled is not None
     assert client.get("autoscaling/v2", "HorizontalPodAutoscaler", f"edgetun-exit-{name}-us", namespace) is None
+    assert "orbidden" not in operator.log()
     assert found["status"]["regionNames"] == "eu,us"
     assert found["status"]["desired"] == 4
     address = found["status"]["regions"][0]["addresses"][0]

@@ -19,6 +19,7 @@ from support.waiting import wait_for
 
 GROUP_VERSION = "edgetun.dev/v1alpha1"
 CRDS = Path(__file__).parents[2] / "crds"
+CHART = Path(__file__).parents[2] / "charts" / "edgetun"
 
 
 def crds() -> list[Object]:
@@ -26,8 +27,24 @@ def crds() -> list[Object]:
     return [yaml.safe_load(path.read_text()) for path in sorted(CRDS.glob("*.yaml"))]
 
 
+def operator_kubeconfig(cluster: ControlPlane, namespace: str) -> Path:
+    """The identity and exactly the rights that the chart gives the operator; cluster-admin's where there is no helm."""
+    if "helm" not in cluster.binaries.programs:
+        return cluster.kubeconfig
+    path = cluster.state / f"{namespace}-edgetun-operator.conf"
+    if not path.exists():
+        rendered = cluster.helm("template", "edgetun", str(CHART), "--namespace", namespace)
+        objects = [obj for obj in yaml.safe_load_all(rendered) if obj]
+        mine = [obj for obj in objects if "operator" in obj["metadata"]["name"]]
+        path = cluster.service_account_kubeconfig(namespace, "edgetun-operator", mine)
+    return path
+
+
 class OperatorProcess:
-    """`edgetun-operator`, running until the end of the `with`. Its log is shown when something that is waited for does not come."""
+    """`edgetun-operator` under the chart's roles, running until the end of the `with`.
+
+    Its log is shown when something that is waited for does not come.
+    """
 
     def __init__(self, cluster: ControlPlane, namespace: str, *arguments: str, kubeconfig: Path | None = None) -> None:
         self._port = free_ports(1)[0]
@@ -39,7 +56,7 @@ class OperatorProcess:
                 "edgetun_operator.main",
                 "--exit-image=edgetun:test",
                 f"--namespace={namespace}",
-                f"--kubeconfig={kubeconfig or cluster.kubeconfig}",
+                f"--kubeconfig={kubeconfig or operator_kubeconfig(cluster, namespace)}",
                 f"--metrics=127.0.0.1:{self._port}",
                 "--control-url=https://control.example.com:7443",
                 *arguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from edgetun_cluster.kinds import EXIT_POOL
 from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.api.load import parse_resource
+from edgetun_core.settings import load_settings
+from edgetun_exitnode.settings import ExitNodeSettings
 from edgetun_operator.desired.fleet import DEREGISTER_S, Desired, Fleet
 from edgetun_operator.desired.labels import POOL, REGION, is_ours
 from edgetun_operator.desired.pool import build_pool
@@ -154,3 +157,23 @@ def test_quantities_are_written_as_the_api_server_gives_them_back() -> None:
         "2Ki": "2Ki",
     }
     assert {text: canonical_quantity(text) for text in given} == given
+
+
+@given(specs)
+def test_an_exit_node_understands_what_it_is_started_with(spec: dict[str, Any]) -> None:
+    (deployment, *_) = of_kind(build(spec), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    settings = load_settings(ExitNodeSettings, container["args"], {"EDGETUN_NAME": "pod-1"}, prog="edgetun-exitnode")
+    assert (settings.pool, settings.region, settings.name) == ("public", spec["regions"][0]["name"], "pod-1")
+    assert settings.control == "https://control:7444"
+    assert settings.drain_s == {"1s": 1, "30s": 30, "10m": 600}[spec["drain"]]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (settings.http_port, settings.https_port, settings.tunnel_port) == (
+        ports["http"],
+        ports["https"],
+        ports["tunnel"],
+    )
+    assert settings.metrics.endswith(f":{ports['admin']}")
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for path in (settings.state, Path(str(settings.control_ca)).parent, settings.control_token_file.parent):
+        assert str(path) in mounts
