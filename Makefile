@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit check lint format types layers generated generate bench fuzz clean
+.PHONY: chart-if-helm help setup demo test test-unit check lint format types layers generated generate bench fuzz chart kind-up kind-down clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,7 +29,7 @@ test: $(SETUP)  ## Run every test, the quick ones first (the first time with Go 
 test-unit: $(SETUP)  ## Run the tests of pure logic: seconds
 	@$(BIN)/python -m pytest -q tests/unit tests/golden
 
-check: lint types layers generated  ## What CI checks before the tests
+check: lint types layers generated chart-if-helm  ## What CI checks before the tests
 
 lint: $(SETUP)
 	@$(BIN)/ruff check .
@@ -56,6 +56,37 @@ bench: $(SETUP)  ## Run the benchmarks beside their peers (long; wants a quiet m
 
 fuzz: $(SETUP)  ## Fuzz every parser of network bytes for FUZZ_SECONDS (default 60) each
 	@$(BIN)/python tests/fuzz/run.py --seconds $${FUZZ_SECONDS:-60}
+
+# helm from PATH, or the one that the tests on a real Kubernetes have built (tests/kube)
+HELM ?= $(shell command -v helm || ls $${XDG_CACHE_HOME:-$$HOME/.cache}/edgetun-kube/bin/helm 2>/dev/null)
+CHART_VALUES := $(wildcard charts/edgetun/ci/*-values.yaml)
+
+chart:  ## Lint the chart and render it with each of its sets of values (wants helm)
+	@test -n "$(HELM)" || { echo "there is no helm: install it (https://helm.sh), or run make test once, which builds one"; exit 1; }
+	@$(HELM) lint --quiet --strict charts/edgetun
+	@set -e; for values in $(CHART_VALUES); do \
+	  $(HELM) lint --quiet --strict charts/edgetun --values $$values; \
+	  $(HELM) template edgetun charts/edgetun --namespace edgetun-system --values $$values > /dev/null; \
+	done
+
+chart-if-helm:
+	@if test -n "$(HELM)"; then $(MAKE) --no-print-directory chart; else echo "the chart was not checked: there is no helm (make test builds one)"; fi
+
+KIND_CLUSTER := edgetun
+
+kind-up:  ## A kind cluster with three regions, edgetun on it (wants kind, kubectl, helm and Docker)
+	@for tool in docker kind kubectl helm; do command -v $$tool > /dev/null || { echo "make kind-up wants $$tool, which is not here; without Docker, edgetun demo and edgetun serve need none of it"; exit 1; }; done
+	@docker info > /dev/null 2>&1 || { echo "make kind-up wants a running Docker engine; docker info says why it does not answer"; exit 1; }
+	@kind get clusters 2> /dev/null | grep -qx $(KIND_CLUSTER) || kind create cluster --config kind-config.yaml
+	docker build --tag edgetun:dev .
+	kind load docker-image edgetun:dev --name $(KIND_CLUSTER)
+	kubectl --context kind-$(KIND_CLUSTER) apply --server-side --force-conflicts --filename charts/edgetun/crds/
+	helm --kube-context kind-$(KIND_CLUSTER) upgrade --install edgetun charts/edgetun --namespace edgetun-system --create-namespace \
+	  --values charts/edgetun/ci/kind-values.yaml --wait --timeout 5m
+
+kind-down:  ## Delete the kind cluster
+	@command -v kind > /dev/null || { echo "make kind-down wants kind, which is not here"; exit 1; }
+	kind delete cluster --name $(KIND_CLUSTER)
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
