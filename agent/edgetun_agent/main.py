@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgetun_agent.connect import Agent
-from edgetun_agent.enroll import AdHocTunnel, CredentialKeeper, Enrollment, EnrollRequest, enroll, renew
+from edgetun_agent.enroll import AdHocTunnel, ControlRefused, CredentialKeeper, Enrollment, EnrollRequest, enroll, renew
 from edgetun_agent.identity import default_state_dir, read_agent_id
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin
@@ -22,6 +22,7 @@ from edgetun_agent.serve import Origins
 from edgetun_agent.settings import AgentSettings
 from edgetun_agent.tell import tell_requests
 from edgetun_core import __version__
+from edgetun_core.command_line import hide_arguments
 from edgetun_core.credentials import ClusterToken
 from edgetun_core.errors import ConfigError, EdgetunError, UpstreamUnreachable
 from edgetun_core.exits import ExitCode, exit_code_of
@@ -51,6 +52,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         settings = load_settings(AgentSettings, sys.argv[1:], os.environ, prog="edgetun-agent")
+        hide_arguments([settings.cluster_token])
         setup_logging(json=settings.json, quiet=settings.quiet, level=settings.log_level)
         return run_loop(_run(settings, started))
     except EdgetunError as error:
@@ -77,7 +79,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
             enrollment,
             lambda: renew(token, request),
             on_renewed=lambda renewed: _take(renewed, agent, origins, settings),
-            on_failed=lambda error: log.warning("the credential could not be renewed yet: %s", error),
+            on_failed=lambda error: _give_up_or_wait(error, agent),
         )
         agent = Agent(
             endpoints=enrollment.endpoints,
@@ -157,6 +159,13 @@ def _take(renewed: Enrollment, agent: Agent, origins: Origins, settings: AgentSe
         log.info("the tunnels to serve have changed: %s", ", ".join(origins.services) or "none")
         agent.reopen("the tunnels to serve have changed")
     agent.retry_now()
+
+
+def _give_up_or_wait(error: EdgetunError, agent: Agent) -> None:
+    """A renewal failed. Without a session and with a token that counts no longer there is nothing left to wait for."""
+    if isinstance(error, ControlRefused) and error.is_final and not agent.is_connected:
+        raise error
+    log.warning("the credential could not be renewed yet: %s", error)
 
 
 async def _connected(agent: Agent, timeout_s: float) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -95,10 +96,8 @@ def decide_token(token: TokenRecord, now: float) -> Refused | None:
         case TokenState.REVOKED:
             return Refused("TokenRevoked", f"the cluster token {token.id} was revoked", "ask for a new one")
         case TokenState.EXPIRED:
-            days = (now - token.expires) / 86400
-            return Refused(
-                "TokenExpired", f"the cluster token {token.id} ended {days:.1f} days ago", "ask for a new one"
-            )
+            ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(token.expires))
+            return Refused("TokenExpired", f"the cluster token {token.id} ended at {ended}", "ask for a new one")
 
 
 def adhoc_tunnel_id(claim: Claim) -> str:

@@ -51,7 +51,7 @@ class ServicePool:
         self._timer: Cancellable | None = None
 
     def pick(self, avoid: Session | None) -> Session | None:
-        """The session with the fewest exchanges in flight; `avoid` only when there is no other.
+        """The session with the fewest exchanges in flight, in turn among equals; `avoid` only when there is no other.
 
         The choice stands for `PICKS_PER_CHOICE` exchanges: what goes down one session within a loop tick leaves in one write.
         """
@@ -69,7 +69,9 @@ class ServicePool:
             return sessions[0]
         best: Session | None = None
         least = -1
-        for session in sessions:
+        # From the one after the last choice: among equals, as when visitors come one by one, each has its turn.
+        turn = sessions.index(self._current) + 1 if self._current in sessions else 0
+        for session in (*sessions[turn:], *sessions[:turn]):
             if session is avoid:
                 continue
             load = session.in_flight
