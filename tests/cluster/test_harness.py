@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from support.cluster import ClusterError, ControlPlane, free_ports, runs
 from support.kube_binaries import KUBE, Binaries
@@ -130,7 +131,8 @@ def test_a_service_account_has_the_rights_of_a_charts_role_and_no_others(
     (tmp_path / "templates").mkdir()
     for name, text in CHART.items():
         (tmp_path / name).write_text(text)
-    rendered = cluster.render_chart(tmp_path, namespace, "--set=verbs={get,list}")
+    text = cluster.helm("template", "reader", str(tmp_path), "--namespace", namespace, "--set=verbs={get,list}")
+    rendered = list(yaml.safe_load_all(text))
     assert [obj["kind"] for obj in rendered] == ["ClusterRole", "Deployment"]
 
     cluster.client.apply(widget(namespace))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 import urllib.request
 
+from support.image import PROJECT
 from support.kube_client import Object
 from support.node import NodeCluster
 from support.waiting import wait_for
@@ -54,7 +56,8 @@ def test_a_pod_answers_through_a_node_port(node: NodeCluster, namespace: str) ->
 def test_the_image_runs_every_command_as_a_stranger_on_a_read_only_root(
     node: NodeCluster, namespace: str, image: str
 ) -> None:
-    commands = ("edgetun", "edgetun-agent", "edgetun-exitnode")
+    commands = tuple(tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"])
+    assert "edgetun-exitnode" in commands
     for command in commands:
         arguments = {"command": [command, "--help"], "securityContext": RESTRICTED}
         node.client.apply(pod(namespace, command, image, **arguments))

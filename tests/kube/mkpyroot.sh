@@ -9,7 +9,7 @@ umask 022; mkdir -p "$D"/{bin,lib,lib64,usr/bin,usr/lib,usr/local/bin,tmp,etc,ro
   for d in *.deb; do dpkg-deb -x "$d" x; done
   cp -a x/usr/. "$D/usr/"; for s in bin lib lib64 etc; do [ -d x/$s ] && cp -a x/$s/. "$D/$s/"; done)
 rm -rf "$D"/usr/share/{doc,man,locale,lintian}
-ln -sf python3.11 "$D/usr/bin/python3"
+ln -sf python3.11 "$D/usr/bin/python3"; ln -sf python3.11 "$D/usr/bin/python"
 for a in sh ls cat sleep wget ps env id kill hostname; do ln -sf busybox "$D/bin/$a"; done
 ln -sf /bin/busybox "$D/usr/bin/env"
 echo 'root:x:0:0:root:/root:/bin/sh' > "$D/etc/passwd"; echo 'root:x:0:' > "$D/etc/group"

@@ -179,11 +179,6 @@ class ControlPlane:
         """What helm prints. Raises ClusterError."""
         return self._run("helm", f"--kubeconfig={kubeconfig or self.kubeconfig}", arguments, None, timeout_s)
 
-    def render_chart(self, chart: Path, namespace: str, *flags: str, name: str = "edgetun") -> list[Object]:
-        """The objects that installing a chart would make; flags are helm's, such as `--set=operator.replicas=2`."""
-        text = self.helm("template", name, str(chart), "--namespace", namespace, *flags)
-        return [obj for obj in yaml.safe_load_all(text) if obj]
-
     def _run(self, program: str, flag: str, arguments: tuple[str, ...], stdin: str | None, timeout_s: float) -> str:
         if program not in self.binaries.programs:
             raise ClusterError(f"there is no {program} beside this cluster's programs")
