@@ -71,7 +71,14 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
             follower = await follow_control(node, settings, settings.tunnel_port)
         else:
             assert settings.snapshot is not None
-            node.apply(read_snapshot(settings.snapshot))
+            snapshot = read_snapshot(settings.snapshot)
+            if not snapshot.credential_keys:
+                log.warning(
+                    "%s holds no keys that agents' credentials are signed with, so no agent can be let in; "
+                    "`edgetun serve` and --control bring them",
+                    settings.snapshot,
+                )
+            node.apply(snapshot)
             await _listen(node, settings)
             follower = asyncio.create_task(_follow(node, settings.snapshot), name="follow the snapshot file")
         log.info("ready in %.2f s", seconds_since_start(started))

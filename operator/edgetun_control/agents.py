@@ -191,6 +191,9 @@ class AgentBook(SilentFleetListener):
                 if self.failures_total == 1 or self.failures_total % 100 == 0:
                     log.warning("agent %s could not be written: %s; trying again", entry.name, error)
                 asyncio.get_running_loop().call_later(2.0, self._mark, *key)
+            except Exception:
+                # The edge of a task: one agent that cannot be shown must not keep the others from it.
+                log.exception("agent %s could not be shown", entry.name)
 
     async def _write(self, entry: _Entry) -> None:
         wanted = self._wanted(entry)

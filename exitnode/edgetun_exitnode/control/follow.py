@@ -244,6 +244,11 @@ class Follower:
             except (aiohttp.ClientError, OSError):
                 await stream.close()
                 return
+            except Exception:
+                # The edge of a task; without presence the stream is worth little, so it is opened anew.
+                log.exception("what control should hear could not be told")
+                await stream.close()
+                return
             if self._identity.is_due:
                 with suppress(EdgetunError):
                     await self._identity.ensure()

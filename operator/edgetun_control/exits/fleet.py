@@ -87,7 +87,7 @@ class Fleet:
     """Every exit node on this replica."""
 
     def __init__(self, snapshots: Snapshots, clock: Callable[[], float], listener: FleetListener | None = None) -> None:
-        self.listener: FleetListener = listener or SilentFleetListener()
+        self.listener: FleetListener = listener if listener is not None else SilentFleetListener()
         self._snapshots = snapshots
         self._clock = clock
         self._histories: dict[RegionKey, History] = {}

@@ -31,6 +31,7 @@ from edgetun_cluster.kinds import (
     Key,
     Kind,
     Object,
+    key_of,
 )
 from edgetun_cluster.system_secrets import CA_SECRET, CONTROL_TLS_SECRET, SIGNING_KEYS_SECRET, secret_data, signing_keys
 from edgetun_control.exits.identity import Authority
@@ -55,6 +56,10 @@ CLAIM_ANNOTATION: Final = "edgetun.dev/claim"
 SECRETS_EVERY_S: Final = 30.0
 SECRETS_RETRY_S: Final = 1.0
 USED_EVERY_S: Final = 60.0
+LOOK_TIMEOUT_S: Final = 5.0
+LOOK_PAUSE_S: Final = 0.2
+"""Between two looks for tokens that are new, however many ask."""
+CONFIRM_S: Final = 30.0
 _METADATA: Final = ("name", "namespace", "labels", "annotations", "creationTimestamp", "uid", "generation")
 
 R = TypeVar("R", bound=AnyResource)
@@ -128,6 +133,7 @@ class KubernetesStore:
         self._used: dict[str, float] = {}
         self._written_used: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._refreshing: asyncio.Task[None] | None = None
         self.tunnels.on_change(self._tunnel_changed)
         self.pools.on_change(self._pool_changed)
         self.reservations.on_change(self._reservation_changed)
@@ -179,6 +185,9 @@ class KubernetesStore:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait((self._refreshing,))
         await asyncio.gather(*(informer.close() for informer in self._informers))
 
     @property
@@ -235,8 +244,30 @@ class KubernetesStore:
         return claim
 
     async def refresh(self) -> None:
-        """Informers are as new as the API server tells them; a moment for what is on its way."""
-        await asyncio.sleep(0.3)
+        """Asks the API server for tokens that are not seen yet, in one list for all who ask at the same time.
+
+        Raises `ClusterError` when it cannot be asked: then nobody may be told that a token is unknown.
+        """
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._list_tokens(), name="look for new tokens")
+        await asyncio.shield(self._refreshing)
+
+    async def _list_tokens(self) -> None:
+        parse = _seeing(AGENT_TOKEN)
+        for obj in (await self.cluster.list(AGENT_TOKEN, timeout_s=LOOK_TIMEOUT_S)).items:
+            key, seen = key_of(obj), parse(obj)
+            record = _record_of(key, seen)
+            if record is not None and record.id not in self._records and record.id not in self._ended:
+                self._token_changed(Change("modified", key, None, seen))
+                # The informer may never see it, when it is deleted before the watch is well again.
+                asyncio.get_running_loop().call_later(CONFIRM_S, self._confirm, key)
+        await asyncio.sleep(LOOK_PAUSE_S)
+
+    def _confirm(self, key: Key) -> None:
+        if not self.tokens.is_synced or self.tokens.last_error is not None:
+            asyncio.get_running_loop().call_later(CONFIRM_S, self._confirm, key)
+        elif self.tokens.get(key.name, key.namespace) is None:
+            self._token_changed(Change("deleted", key, None, None))
 
     def note_used(self, token_id: str, now: float) -> None:
         self._used[token_id] = now

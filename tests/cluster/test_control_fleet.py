@@ -1,0 +1,255 @@
+"""Control, operator, exit node and agent as processes, on a real API server: from an AgentToken's Secret to a visitor's answer."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetun_core.credentials import ClusterToken
+from support import commands
+from support.cluster import ControlPlane, free_ports
+from support.commands import Command
+from support.kube_client import KubeClient, Object
+from support.operator import (
+    GROUP_VERSION,
+    OperatorProcess,
+    conditions,
+    crds,
+    pool,
+    token,
+    tunnel,
+    wait_for_condition,
+)
+from support.waiting import wait_for
+
+commands.MODULES.setdefault("edgetun-control", "edgetun_control.main")
+Apply = Callable[..., Object]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _crds(cluster: ControlPlane) -> None:
+    cluster.install_crds(crds())
+
+
+class Fleet:
+    """One pool with one region of one exit node, on loopback; control and operator beside it."""
+
+    def __init__(self, cluster: ControlPlane, namespace: str, name: str, folder: Path, apply: Apply) -> None:
+        self.cluster, self.namespace, self.name, self.folder = cluster, namespace, name, folder
+        self.client: KubeClient = cluster.client
+        self.apply = apply
+        self.agent_port, self.exit_port, self.tunnel_port, self.http_port = free_ports(4)
+        self.host = f"shop.{name}.example.com"
+        self._stack = ExitStack()
+        self.control: Command | None = None
+
+    def start(self, origin: str) -> None:
+        self.operator = self._stack.enter_context(
+            OperatorProcess(self.cluster, self.namespace, "--control-name=127.0.0.1")
+        )
+        self.start_control()
+        service = {"type": "NodePort", "addresses": ["127.0.0.1"]}
+        self.apply(pool(self.name, service=service))
+        wanted = tunnel(self.namespace, "shop", self.name)
+        wanted["spec"]["origin"]["url"] = origin
+        self.apply(wanted)
+        wait_for_condition(self.client, "Tunnel", "shop", self.namespace, "Accepted", "Accepted")
+        self.start_exit_node()
+
+    def start_control(self) -> None:
+        self.control = self._stack.enter_context(
+            Command(
+                "edgetun-control",
+                f"--kubeconfig={self.cluster.kubeconfig}",
+                f"--namespace={self.namespace}",
+                "--listen=127.0.0.1",
+                f"--port={self.agent_port}",
+                f"--exit-port={self.exit_port}",
+            )
+        )
+
+    def start_exit_node(self) -> None:
+        account = f"edgetun-exit-{self.name}-eu"
+        wait_for(lambda: self.client.get("v1", "ServiceAccount", account, self.namespace), 30, "the ServiceAccount")
+        ca = wait_for(lambda: self.client.get("v1", "Secret", "edgetun-ca", self.namespace), 30, "the CA")
+        self.ca = base64.b64decode(ca["data"]["ca.crt"])
+        (self.folder / "ca.crt").write_bytes(self.ca)
+        text = self.cluster.kubectl(
+            "create", "token", account, "-n", self.namespace, "--audience=edgetun-control", "--duration=1h"
+        )
+        (self.folder / "token").write_text(text)
+        self.exit_node = self._stack.enter_context(
+            Command(
+                "edgetun-exitnode",
+                f"--control=https://127.0.0.1:{self.exit_port}",
+                f"--control-ca={self.folder / 'ca.crt'}",
+                f"--control-token-file={self.folder / 'token'}",
+                f"--pool={self.name}",
+                "--region=eu",
+                "--name=exit-1",
+                f"--state={self.folder / 'state'}",
+                "--listen=127.0.0.1",
+                f"--http-port={self.http_port}",
+                "--https-port=-1",
+                f"--tunnel-port={self.tunnel_port}",
+                f"--tunnel-address=127.0.0.1:{self.tunnel_port}",
+            )
+        )
+        self.exit_node.line("following control")
+        self.exit_node.line("agents on")
+
+    def token(self, name: str = "laptops", **spec: Any) -> str:
+        """Applies an AgentToken; the text that its Secret holds, with control where it listens here."""
+        self.apply(token(self.namespace, name, **spec))
+        secret = wait_for(lambda: self.client.get("v1", "Secret", f"{name}-token", self.namespace), 30, "the Secret")
+        parsed = ClusterToken.parse(base64.b64decode(secret["data"]["token"]).decode())
+        wait_for(lambda: self.client.get(GROUP_VERSION, "AgentToken", name, self.namespace)["status"]["secretHash"], 20)  # type: ignore[index]
+        return dataclasses.replace(parsed, control_urls=(f"https://127.0.0.1:{self.agent_port}",)).format()
+
+    def agent(self, text: str, name: str = "laptop", *more: str) -> Command:
+        return self._stack.enter_context(
+            Command(
+                "edgetun-agent",
+                f"--name={name}",
+                f"--state={self.folder / name}",
+                *more,
+                environ={"EDGETUN_CLUSTER_TOKEN": text},
+            )
+        )
+
+    def status(self, path: str = "/") -> int:
+        return commands.visit(self.http_port, path, host=self.host).status
+
+    def agents(self) -> list[Object]:
+        found: list[Object] = self.client.list_of(GROUP_VERSION, "Agent", self.namespace)["items"]
+        return found
+
+    def connected(self) -> list[Object]:
+        return [one for one in self.agents() if (one.get("status") or {}).get("sessions")]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def fleet(cluster: ControlPlane, namespace: str, unique: str, tmp_path: Path, apply: Apply) -> Iterator[Fleet]:
+    with commands.an_origin() as origin:
+        found = Fleet(cluster, namespace, f"p{unique}", tmp_path, apply)
+        try:
+            found.start(origin.url)
+            yield found
+        finally:
+            if found.control is not None:
+                print([(one["metadata"]["name"], one.get("status")) for one in found.agents()])
+                print(f"exit node said:\n{found.exit_node.said[-3000:]}")
+                print(f"control said:\n{found.control.said[-4000:]}")
+            found.close()
+            name = {"name": f"shop.{found.name}.example.com"}
+            cluster.client.delete({"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": name})
+
+
+@pytest.mark.timeout(180)
+def test_an_agent_with_the_secrets_token_serves_and_is_shown(fleet: Fleet, kubectl: Callable[..., str]) -> None:
+    agent = fleet.agent(fleet.token())
+    agent.line("ready in")
+    wait_for(lambda: fleet.status() == 200, 10, "a visitor gets an answer")
+    (shown,) = wait_for(fleet.connected, 15, "the Agent")
+    assert shown["spec"]["agentId"] == "laptop"
+    assert shown["spec"]["token"] == "laptops"
+    assert shown["spec"]["tunnels"] == ["shop"]
+    status = wait_for(lambda: fleet.agents()[0]["status"]["sessions"] == 2 and fleet.agents()[0]["status"], 15)
+    assert (status["pool"], status["region"], status["nodes"]) == (fleet.name, "eu", ["exit-1"])
+    assert status["transport"] in {"quic", "tls", "quic,tls"}
+    assert conditions(fleet.agents()[0])["Ready"]["status"] == "True"
+    table = kubectl("get", "agents", "-n", fleet.namespace)
+    assert table.split()[:7] == ["NAME", "POOL", "REGION", "TRANSPORT", "RTT", "SINCE", "AGE"]
+    assert fleet.name in table
+    lease = wait_for(
+        lambda: fleet.client.get("coordination.k8s.io/v1", "Lease", shown["metadata"]["name"], fleet.namespace), 10
+    )
+    assert lease["metadata"]["ownerReferences"][0]["name"] == shown["metadata"]["name"]
+    written = lease["metadata"]["resourceVersion"]
+    generation = fleet.agents()[0]["metadata"]["resourceVersion"]
+    time.sleep(3)  # heartbeats go by
+    again = fleet.client.get("coordination.k8s.io/v1", "Lease", shown["metadata"]["name"], fleet.namespace)
+    assert again is not None
+    assert again["metadata"]["resourceVersion"] == written, "a heartbeat was written"
+    assert fleet.agents()[0]["metadata"]["resourceVersion"] == generation
+    wait_for_condition(fleet.client, "Tunnel", "shop", fleet.namespace, "AgentConnected", "AgentConnected")
+    agent.stop()
+    wait_for(lambda: not fleet.connected(), 15, "the Agent has left")
+    assert conditions(fleet.agents()[0])["AgentConnected"]["reason"] == "AgentGone"
+    assert "edgetun_" not in fleet.control.said.replace("edgetun_control", "")  # type: ignore[union-attr]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+def test_a_token_that_ends_closes_exactly_its_sessions_within_two_seconds(fleet: Fleet, how: str) -> None:
+    kept = fleet.agent(fleet.token("kept"), "kept")
+    gone = fleet.agent(fleet.token("gone"), "gone")
+    kept.line("ready in")
+    gone.line("ready in")
+    wait_for(lambda: len(fleet.connected()) == 2, 15, "both Agents")
+    if how == "deleted":
+        fleet.client.delete(token(fleet.namespace, "gone"))
+    else:
+        ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 1))
+        fleet.client.patch(token(fleet.namespace, "gone"), {"spec": {"expires": ended}})
+    began = time.monotonic()
+    gone.line("revoked or has ended|was revoked", 10)
+    assert time.monotonic() - began < 2.0
+    assert kept.process.poll() is None
+    assert "revoked" not in kept.said
+    assert fleet.status("/after") == 200
+    wait_for(lambda: [one["spec"]["agentId"] for one in fleet.connected()] == ["kept"], 20, "only one is shown")
+
+
+@pytest.mark.timeout(240)
+def test_control_away_visitors_are_served_a_new_agent_comes_when_it_is_back_and_nothing_is_lost(fleet: Fleet) -> None:
+    fleet.agent(fleet.token()).line("ready in")
+    wait_for(lambda: fleet.status() == 200, 10)
+    assert fleet.control is not None
+    fleet.control.process.kill()
+    fleet.control.ended()
+    fleet.exit_node.line("no stream to control")
+    assert fleet.status("/away") == 200
+    later = fleet.token("later")
+    fleet.start_control()
+    fleet.control.line("ready in", 40)
+    fleet.agent(later, "second").line("ready in", 40)
+    wait_for(lambda: len(fleet.connected()) == 2, 30, "both are shown")
+    assert fleet.status("/back") == 200
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["restarted", "expired"])
+def test_the_api_server_restarted_and_its_history_gone(fleet: Fleet, cluster: ControlPlane, how: str) -> None:
+    fleet.agent(fleet.token()).line("ready in")
+    wait_for(lambda: fleet.status() == 200, 10)
+    if how == "restarted":
+        cluster.restart_apiserver()
+    else:
+        cluster.expire_watches()
+    assert fleet.status("/meanwhile") == 200
+    fleet.agent(fleet.token("later"), "later").line("ready in", 60)
+    other = tunnel(fleet.namespace, "other", fleet.name)
+    fleet.apply(other)
+    wait_for(
+        lambda: commands.visit(fleet.http_port, host=f"other.{fleet.name}.example.com").status != 404,
+        60,
+        "the exit node knows a tunnel that came later",
+    )
+    fleet.client.delete(
+        {
+            "apiVersion": GROUP_VERSION,
+            "kind": "HostnameReservation",
+            "metadata": {"name": f"other.{fleet.name}.example.com"},
+        }
+    )
