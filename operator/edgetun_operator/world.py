@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from pydantic import BaseModel
+
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.informer import Change, Informer, without_managed_fields
 from edgetun_cluster.kinds import (
@@ -57,11 +59,13 @@ OWNED_KINDS: Final = (
 )
 """Kinds of the objects that an ExitPool owns."""
 
-_METADATA: Final = ("name", "namespace", "labels", "creationTimestamp", "uid", "resourceVersion", "generation")
+_READ: Final = ("name", "namespace", "creationTimestamp", "uid", "resourceVersion", "generation")
+"""What the models are given of the metadata. Labels and annotations of ten thousand tunnels would be kept for nothing."""
+_KEPT: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "deletionTimestamp")
 
 
 class Seen(NamedTuple, Generic[R]):
-    """A resource as it stands: its metadata and status as they are, and what its spec says, when that can be read."""
+    """A resource as it stands: of its metadata who it is, its status as it is, and what its spec says, when that can be read."""
 
     metadata: Object
     resource: R | None
@@ -88,15 +92,28 @@ class Seen(NamedTuple, Generic[R]):
 
 def see(obj: Object) -> Seen[Any]:
     """Reads a resource of ours. Never raises for what stands in it."""
-    metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+    metadata = {name: obj["metadata"][name] for name in _KEPT if name in obj["metadata"]}
     plain = {
         "apiVersion": obj.get("apiVersion"),
         "kind": obj.get("kind"),
-        "metadata": {name: metadata[name] for name in _METADATA if name in metadata},
+        "metadata": {name: obj["metadata"][name] for name in _READ if name in obj["metadata"]},
         "spec": obj.get("spec") or {},
     }
     resource, problems = parse_resource(plain)
-    return Seen(metadata, resource, problems, obj.get("status") or {})
+    return Seen(metadata, _slim(resource) if resource is not None else None, problems, obj.get("status") or {})
+
+
+def _slim(resource: AnyResource) -> AnyResource:
+    """The resource with one instance of each block that says nothing, shared by all: a small tunnel takes half the memory so."""
+    spec: Any = resource.spec
+    shared = {}
+    for name, value in spec:
+        if isinstance(value, BaseModel) and not value.model_fields_set:
+            shared[name] = _SHARED.setdefault(type(value), value)
+    return resource.model_copy(update={"spec": spec.model_copy(update=shared)}) if shared else resource
+
+
+_SHARED: Final[dict[type[BaseModel], Any]] = {}
 
 
 def _seeing(kind: Kind) -> Any:

@@ -11,6 +11,7 @@ from edgetun_core.problem import Problem
 from edgetun_operator.decide.conditions import build_conditions, decide_accepted, decide_notes
 from edgetun_operator.decide.pool import RegionSeen, build_pool_numbers, decide_pool_verdicts, region_addresses
 from edgetun_operator.decide.tunnel import AgentSeen, PoolSeen, agent_seen, decide_tunnel_verdicts
+from edgetun_operator.world import see
 
 
 def pool(**spec: Any) -> ExitPool:
@@ -122,3 +123,22 @@ def test_events_come_with_changes_and_not_with_repetitions() -> None:
         ("Warning", "HostnameConflict", "who")
     ]
     assert refused[0].type == ConditionType.READY
+
+
+def test_a_resource_is_seen_as_it_is_read_and_blocks_that_say_nothing_are_shared() -> None:
+    def tunnel(name: str) -> dict[str, Any]:
+        spec = {
+            "hostnames": [f"{name}.example.com"],
+            "origin": {"url": "http://localhost:1"},
+            "cache": {"mode": "respect"},
+        }
+        metadata = {"name": name, "namespace": "team-a", "uid": "u", "managedFields": [{}], "annotations": {"a": "b"}}
+        return {"apiVersion": "edgetun.dev/v1alpha1", "kind": "Tunnel", "metadata": metadata, "spec": spec}
+
+    one, two = see(tunnel("one")), see(tunnel("two"))
+    assert one.metadata == {"name": "one", "namespace": "team-a", "uid": "u"}
+    assert one.resource.spec.limits is two.resource.spec.limits
+    assert one.resource.spec.cache is not two.resource.spec.cache
+    broken = see(tunnel("three") | {"spec": {"hostnames": "no"}})
+    assert broken.resource is None
+    assert broken.problems
