@@ -61,7 +61,7 @@ MAX_LANES: Final = 64
 MAX_CREDIT: Final = 0x7FFF_FFFF
 
 BULK_PAYLOAD_BYTES: Final = 16 * 1024
-"""Payloads from here on are neither joined with others on their way out nor waited for as a whole on their way in."""
+"""Payloads from here on are not waited for as a whole: their pieces go on as they come."""
 
 BULK_BODY_BYTES: Final = 256 * 1024
 """A body beyond this moves to a bulk lane, where the link has one."""

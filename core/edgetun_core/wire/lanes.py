@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgetun_core.wire.frames import BULK_PAYLOAD_BYTES
-
 if TYPE_CHECKING:
     from edgetun_core.wire.early import Early
     from edgetun_core.wire.receiving import Exchange
@@ -20,7 +18,6 @@ class Lane:
     """
 
     __slots__ = (
-        "has_big",
         "is_paused",
         "left",
         "load",
@@ -36,8 +33,7 @@ class Lane:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.out: list[bytes] = []
-        self.has_big = False
+        self.out: list[bytes | memoryview] = []
         self.is_paused = False
         self.waiting: list[Sending] = []
         """Exchanges whose producers were paused because this lane was."""
@@ -51,21 +47,7 @@ class Lane:
         self.stream_ends = False
 
     def take_writes(self, writes: list[tuple[int, bytes]]) -> None:
-        """Moves what waits into `writes`: small pieces joined, big ones by themselves and not copied."""
+        """Moves what waits into `writes`, joined: on the way a header by itself costs more than the copy of a payload."""
         out = self.out
-        number = self.number
-        if not self.has_big:
-            writes.append((number, b"".join(out)))
-            out.clear()
-            return
-        self.has_big = False
-        start = 0
-        for position, piece in enumerate(out):
-            if len(piece) >= BULK_PAYLOAD_BYTES:
-                if position > start:
-                    writes.append((number, b"".join(out[start:position])))
-                writes.append((number, piece))
-                start = position + 1
-        if start < len(out):
-            writes.append((number, b"".join(out[start:])))
+        writes.append((self.number, b"".join(out)))
         out.clear()

@@ -6,7 +6,7 @@ for MOVE (docs/protocol.md, "Credit" and "Lanes and MOVE").
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgetun_core.errors import EdgetunError, error_from_code
 from edgetun_core.http.message import Fields
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgetun_core.wire.lanes import Lane
+
+WIDEN_WITHIN_S: Final = 0.01
+"""A window of which half is gone sooner than this is widened on the shortest of paths too: every CREDIT is a write and a read."""
 
 
 def drop(data: bytes, end: bool) -> None:
@@ -132,8 +135,8 @@ class Exchange(Sending):
             flow.held += len(data)
             self.mux.held += len(data)
         self.take(data, False)
-        if self.recv_left < self.recv_low:
-            self._grant()
+        if self.recv_left < self.recv_low and not (lane.stream_ends and lane.stream is self):
+            self._grant()  # not for a piece of the last frame: nothing comes that would use it
 
     def receive_trailers(self, lane: Lane, block: bytes) -> None:
         """A TRAILERS frame, which ends the peer's direction."""
@@ -223,7 +226,7 @@ class Exchange(Sending):
         if (
             rtt_s is not None
             and flow.granted_at
-            and mux.now - flow.granted_at < 2 * rtt_s
+            and mux.now - flow.granted_at < max(2 * rtt_s, WIDEN_WITHIN_S)
             and flow.window < mux.max_exchange_window
         ):
             flow.window = min(2 * flow.window, mux.max_exchange_window)

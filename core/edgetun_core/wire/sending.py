@@ -13,7 +13,6 @@ from edgetun_core.http.message import Fields, RequestHead, ResponseHead
 from edgetun_core.wire.flow import BODY, ENDED, Flow
 from edgetun_core.wire.frames import (
     BULK_BODY_BYTES,
-    BULK_PAYLOAD_BYTES,
     HEADER,
     MAX_CREDIT,
     MAX_DATA_BYTES,
@@ -116,8 +115,6 @@ class Sending:
             out.append(_pack(WORD_DATA_END | size, self.id))
             if size:
                 out.append(data)
-                if size >= BULK_PAYLOAD_BYTES:
-                    lane.has_big = True
             self.sending = ENDED
             self._sent_end()
             return
@@ -133,8 +130,6 @@ class Sending:
             mux.mark(lane)
         out.append(_pack(WORD_DATA | size, self.id))
         out.append(data)
-        if size >= BULK_PAYLOAD_BYTES:
-            lane.has_big = True
         flow.sent += size
         self.send_left -= size
         if not self.send_left or not mux.send_left or lane.is_paused:
@@ -199,8 +194,6 @@ class Sending:
                 mux.mark(lane)
             lane.out.append(_pack((WORD_DATA_END if is_last else WORD_DATA) | size, self.id))
             lane.out.append(piece)
-            if size >= BULK_PAYLOAD_BYTES:
-                lane.has_big = True
             if is_last:
                 self.sending = ENDED
                 self._sent_end()
@@ -225,17 +218,17 @@ class Sending:
         self._sent_end()
 
     @staticmethod
-    def _next_piece(flow: Flow, room: int) -> bytes:
-        """Takes up to `room` bytes from what waits; a piece that fits is not copied."""
+    def _next_piece(flow: Flow, room: int) -> bytes | memoryview:
+        """Takes up to `room` bytes from what waits, without a copy; the flush makes one."""
         first = flow.pending[0]
         left = len(first) - flow.offset
         if left <= room:
             flow.pending.popleft()
-            piece = first[flow.offset :] if flow.offset else first
+            piece = memoryview(first)[flow.offset :] if flow.offset else first
             flow.offset = 0
             flow.pending_bytes -= left
             return piece
-        piece = first[flow.offset : flow.offset + room]
+        piece = memoryview(first)[flow.offset : flow.offset + room]
         flow.offset += room
         flow.pending_bytes -= room
         return piece
