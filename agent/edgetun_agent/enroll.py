@@ -27,6 +27,7 @@ from edgetun_core.enrollment import (
     Endpoint,
     EnrollRequest,
     EnrollResponse,
+    Offer,
     RefusalBody,
     VisitorAddress,
 )
@@ -84,6 +85,8 @@ class Enrollment:
     server_time_skew_s: float
     control_url: str
     visitors: VisitorAddress = VisitorAddress()
+    offers: tuple[Offer, ...] = ()
+    placed: str = ""
 
     def __repr__(self) -> str:
         tunnels = [tunnel.id for tunnel in self.tunnels]
@@ -173,6 +176,8 @@ async def _ask_one(
         server_time_skew_s=(sent + received) / 2 - response.server_time,
         control_url=url,
         visitors=response.visitors,
+        offers=response.offers,
+        placed=response.placed,
     )
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgetun_agent.connect import Agent
-from edgetun_agent.enroll import AdHocTunnel, ControlRefused, CredentialKeeper, Enrollment, EnrollRequest, enroll, renew
+from edgetun_agent.enroll import AdHocTunnel, ControlRefused, CredentialKeeper, Enrollment, EnrollRequest
 from edgetun_agent.identity import default_state_dir, read_agent_id
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin
+from edgetun_agent.placing import Placing, renew_while_cut_off
 from edgetun_agent.serve import Origins
 from edgetun_agent.settings import AgentSettings
 from edgetun_agent.tell import tell_requests
@@ -69,7 +70,8 @@ async def _run(settings: AgentSettings, started: float) -> int:
     request = build_request(settings, read_agent_id(settings.name, settings.state or default_state_dir()))
     signals = StopSignals()
     async with AsyncExitStack() as stack:
-        enrollment = await _unless_stopped(enroll(token, request), signals)
+        placing = Placing(token, request, quic_engine=settings.engine, transport=settings.transport)
+        enrollment = await _unless_stopped(placing.enroll(), signals)
         if enrollment is None:
             return ExitCode.OK
         recent = RecentRequests()
@@ -77,8 +79,8 @@ async def _run(settings: AgentSettings, started: float) -> int:
         stack.push_async_callback(origins.close)
         keeper = CredentialKeeper(
             enrollment,
-            lambda: renew(token, request),
-            on_renewed=lambda renewed: _take(renewed, agent, origins, settings),
+            placing.renew,
+            on_renewed=lambda renewed: _take(renewed, agent, origins, settings, places),
             on_failed=lambda error: _give_up_or_wait(error, agent),
         )
         agent = Agent(
@@ -98,6 +100,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
             sessions=settings.sessions,
         )
         stack.push_async_callback(agent.close)
+        places = [enrollment.placed]
         agent.start()
         if await _unless_stopped(_connected(agent, settings.connect_timeout_s), signals) is None:
             return ExitCode.OK
@@ -106,7 +109,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
         log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(started))
         settle()
         _start_admin(settings, agent, origins, stack)
-        await _until_stopped(signals, keeper, recent)
+        await _until_stopped(signals, keeper, recent, agent)
         log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
         await agent.drain(settings.drain_s)
     return ExitCode.OK
@@ -151,13 +154,17 @@ def _origin_of(tunnel: TunnelRule, settings: AgentSettings) -> str:
     return read_origin(settings.origin) if settings.origin else tunnel.origins[0].url
 
 
-def _take(renewed: Enrollment, agent: Agent, origins: Origins, settings: AgentSettings) -> None:
+def _take(renewed: Enrollment, agent: Agent, origins: Origins, settings: AgentSettings, places: list[str]) -> None:
+    """Does what a renewed enrollment says. `places` holds where the agent was placed before."""
     before = set(origins.services)
     origins.update(build_tunnels(renewed.tunnels, settings))
     agent.update(renewed.endpoints, renewed.trust)
     if set(origins.services) != before:
         log.info("the tunnels to serve have changed: %s", ", ".join(origins.services) or "none")
         agent.reopen("the tunnels to serve have changed")
+    elif renewed.placed != places[-1]:
+        agent.reopen(f"control places this agent on {renewed.placed}")
+    places[:] = [renewed.placed]
     agent.retry_now()
 
 
@@ -191,11 +198,14 @@ async def _unless_stopped(work: Any, signals: StopSignals) -> Any:
     return None
 
 
-async def _until_stopped(signals: StopSignals, keeper: CredentialKeeper, recent: RecentRequests) -> None:
+async def _until_stopped(signals: StopSignals, keeper: CredentialKeeper, recent: RecentRequests, agent: Agent) -> None:
     stopping = asyncio.create_task(signals.wait(), name="stop signal")
     others = (
         asyncio.create_task(keeper.run(), name="renew the credential"),
         asyncio.create_task(tell_requests(recent), name="tell requests"),
+        asyncio.create_task(
+            renew_while_cut_off(lambda: agent.is_connected, keeper.renew_soon), name="renew while cut off"
+        ),
     )
     try:
         await asyncio.wait((stopping, *others), return_when=asyncio.FIRST_COMPLETED)
