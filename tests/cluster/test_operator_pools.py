@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -338,3 +339,24 @@ def test_the_systems_secrets_are_made_once_and_never_overwritten(
             now = client.get("v1", "Secret", f"edgetun-{name}", namespace)
             assert now is not None
             assert now["metadata"]["resourceVersion"] == made[name]["metadata"]["resourceVersion"]  # type: ignore[index]
+
+
+def test_somebody_who_fights_is_told_of_and_not_fought_with_without_end(
+    operator: OperatorProcess, client: KubeClient, namespace: str, unique: str, apply: Apply
+) -> None:
+    name = f"p{unique}"
+    apply(pool(name, replicas=2))
+    made = wait_for(lambda: deployment(client, name, namespace), 20, "the Deployment")
+    operator.settled()
+    before = operator.metric("edgetun_operator_objects_applied_total")
+    fights = 0
+    for _ in range(200):
+        if (deployment(client, name, namespace) or {})["spec"]["replicas"] == 2:
+            client.patch(made, {"spec": {"replicas": 3}})
+            fights += 1
+        found = client.get("edgetun.dev/v1alpha1", "ExitPool", name)
+        if conditions(found)["Accepted"]["reason"] == "ObjectConflict":
+            break
+        time.sleep(0.1)
+    assert "again and again" in conditions(found)["Accepted"]["message"]
+    assert operator.metric("edgetun_operator_objects_applied_total") - before <= fights <= 12

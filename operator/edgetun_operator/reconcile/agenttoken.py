@@ -120,7 +120,7 @@ class TokenReconciler:
         outcome = await self._applier.ensure(
             _token_secret(resource, token), AGENT_TOKEN, resource.metadata.name, None if fresh else stands
         )
-        if outcome.result in ("unchanged", "applied"):
+        if outcome.result in ("unchanged", "applied", "contested"):
             return token, Verdict("True", Reason.SECRET_CREATED)
         return None, Verdict("False", Reason.APPLY_FAILED, outcome.message)
 

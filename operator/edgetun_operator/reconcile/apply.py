@@ -8,8 +8,10 @@ not ours is left alone, too, and told of.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Literal, NamedTuple
 
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.errors import ApiAbsent, ApiRefused, Conflict, Forbidden, Invalid
@@ -19,7 +21,11 @@ from edgetun_operator.desired.labels import DESIRED, HANDOVER_MANAGER, MANAGER, 
 from edgetun_operator.desired.pool import digest
 from edgetun_operator.reconcile.compare import covers
 
-Result = Literal["unchanged", "applied", "foreign", "leaving", "absent", "refused"]
+Result = Literal["unchanged", "applied", "foreign", "leaving", "absent", "refused", "contested"]
+
+REPAIRS_MOST: Final = 10
+REPAIRS_WITHIN_S: Final = 60.0
+"""Somebody who changes an object back as often as we repair it is told of, and not fought with faster than this."""
 
 
 class Outcome(NamedTuple):
@@ -35,11 +41,13 @@ class Outcome(NamedTuple):
 class Applier:
     """Counts what it does; `applied` growing without changes would be churn."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
         self.applied = 0
         self.unchanged = 0
         self.deleted = 0
         self._cluster = cluster
+        self._clock = clock
+        self._repairs: dict[tuple[Kind, str, str], deque[float]] = {}
 
     async def ensure(self, desired: Desired, owner: Kind, owner_name: str, observed: Object | None) -> Outcome:
         """Makes one object as it should be. `observed` is our local copy, None when it has none (it may be there all the same)."""
@@ -57,6 +65,9 @@ class Applier:
                 if covers(observed, wanted):
                     self.unchanged += 1
                     return Outcome(kind, name, "unchanged", object=observed)
+                if self._is_contested(kind, wanted, observed):
+                    message = f"{kind} {name} is changed again and again by somebody else; find out who, and let it be"
+                    return Outcome(kind, name, "contested", message, object=observed)
                 await self._hand_over_replicas(kind, wanted, observed)
             self.applied += 1
             return Outcome(kind, name, "applied", object=await self._cluster.apply(kind, wanted, manager=MANAGER))
@@ -68,6 +79,19 @@ class Applier:
             if error.status < 500:
                 return Outcome(kind, name, "refused", f"{kind} {name}: {error.message}")
             raise
+
+    def _is_contested(self, kind: Kind, wanted: Object, observed: Object) -> bool:
+        """Notes a repair of what nobody asked us to change; True when there were too many of late."""
+        meta = observed["metadata"]
+        if (meta.get("annotations") or {}).get(DESIRED) != wanted["metadata"]["annotations"][DESIRED]:
+            return False
+        now = self._clock()
+        key = (kind, meta.get("namespace", ""), meta["name"])
+        times = self._repairs.setdefault(key, deque(maxlen=REPAIRS_MOST))
+        if len(times) == REPAIRS_MOST and now - times[0] < REPAIRS_WITHIN_S:
+            return True
+        times.append(now)
+        return False
 
     async def _hand_over_replicas(self, kind: Kind, wanted: Object, observed: Object) -> None:
         """Keeps the number of pods when it becomes an autoscaler's: the field that we let go of would fall back to 1."""

@@ -29,7 +29,7 @@ from edgetun_operator.reconcile.status import StatusWriter
 from edgetun_operator.world import OWNED_KINDS, Seen, World
 
 LEAVING_RETRY_S: Final = 2.0
-REFUSED_RETRY_S: Final = 30.0
+REFUSED_RETRY_S: Final = 15.0
 """What was refused is tried again, since a quota or a policy may have changed without any event for us."""
 CERTIFICATE_LOOK_S: Final = 3600.0
 EXPIRING_S: Final = 7 * 86400.0
@@ -86,7 +86,7 @@ class PoolReconciler:
         results = {outcome.result for outcome in outcomes}
         if "leaving" in results:
             return LEAVING_RETRY_S
-        return REFUSED_RETRY_S if results & {"refused", "foreign"} else look_again_s
+        return REFUSED_RETRY_S if results & {"refused", "foreign", "contested"} else look_again_s
 
     async def _apply(self, pool: ExitPool, fleet: Fleet, mountable: tuple[str, ...]) -> list[Outcome]:
         name = pool.metadata.name
@@ -194,7 +194,11 @@ def _look_at_certificates(
 
 
 def _trouble(outcomes: list[Outcome]) -> list[ObjectTrouble]:
-    reasons = {"foreign": Reason.OBJECT_CONFLICT, "refused": Reason.APPLY_FAILED}
+    reasons = {
+        "foreign": Reason.OBJECT_CONFLICT,
+        "contested": Reason.OBJECT_CONFLICT,
+        "refused": Reason.APPLY_FAILED,
+    }
     return [
         ObjectTrouble(reasons[outcome.result], outcome.message) for outcome in outcomes if outcome.result in reasons
     ]
