@@ -18,7 +18,8 @@ class ExitNodeSettings:
     section: ClassVar[str] = "exitnode"
 
     snapshot: Path | None = setting(
-        None, "Snapshot to obey, as `edgetun compile` writes it; taken anew when it changes. Instead of --control. "
+        None,
+        "Snapshot to obey, as `edgetun compile` writes it; taken anew when it changes. Instead of --control. "
         "A snapshot of manifests alone admits no agent: agents' keys come from control.",
     )
     control: str = setting("", "Control to follow, https://HOST:PORT. Instead of --snapshot.", metavar="URL")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgetun.manifests import compile_files
+from edgetun_core.errors import ConfigError
 from edgetun_core.exits import ExitCode
 from edgetun_core.settings import REQUIRED, setting
 from edgetun_core.snapshot import encode_snapshot
@@ -18,7 +19,10 @@ from edgetun_core.snapshot import encode_snapshot
 
 @dataclass(frozen=True, slots=True)
 class CompileSettings:
-    """Compiles manifests into the snapshot of one region, for `edgetun-exitnode --snapshot`."""
+    """Compiles manifests into the snapshot of one region, for `edgetun-exitnode --snapshot`.
+
+    It says what to serve. Whom to let in is control's to say: without its keys no agent can connect to such a node.
+    """
 
     section: ClassVar[str] = "compile"
 
@@ -38,7 +42,10 @@ def run(settings: CompileSettings) -> int:
     if compiled.snapshot is None:
         return ExitCode.USAGE
     folder = settings.output.parent
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        file.write(encode_snapshot(compiled.snapshot))
-    os.replace(file.name, settings.output)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(encode_snapshot(compiled.snapshot))
+        os.replace(file.name, settings.output)
+    except OSError as error:
+        raise ConfigError(f"--output {settings.output}: {error.strerror}", remedy="check the path") from error
     return ExitCode.OK

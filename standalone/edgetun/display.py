@@ -82,6 +82,8 @@ class DisplayState:
     origin_requests: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    notes: Sequence[str] = ()
+    """What a person should know to begin, below the URLs."""
     recent: Sequence[RecentRow] = ()
     warnings: Sequence[str] = ()
     up_s: float = 0.0
@@ -114,7 +116,10 @@ def render(state: DisplayState, *, width: int = 80, height: int = 24, ascii_only
     """The picture, at most `height` lines of at most `width` cells."""
     glyphs = _ASCII if ascii_only else _UNICODE
     width = max(20, width)
-    lines = [_title(state, width), Text(), *_urls(state, width, glyphs), Text()]
+    lines = [_title(state, width), Text(), *_urls(state, width, glyphs)]
+    for note in state.notes:
+        lines += _wrapped(_row_start("note"), note, width, "", glyphs)
+    lines.append(Text())
     lines += _sessions(state, width, glyphs) + _origins(state, width, glyphs)
     lines += [Text(), *_traffic(state, width, glyphs)]
     if state.warnings:
@@ -300,7 +305,9 @@ def _recent(rows: Sequence[RecentRow], width: int, glyphs: _Glyphs) -> Table:
     table.add_column("status", no_wrap=True, width=6, justify="right")
     if not is_narrow:
         table.add_column("took", no_wrap=True, width=8, justify="right")
-    table.add_column("cache", no_wrap=True, width=9)
+    has_cache = any(row.cache for row in rows)
+    if has_cache:
+        table.add_column("cache", no_wrap=True, width=9)
     for row in rows:
         method = shorten(row.method, 7, glyphs.cut)
         cells: list[RenderableType] = [] if is_narrow else [Text("  " + shorten(row.clock, 8, glyphs.cut), style="dim")]
@@ -311,9 +318,9 @@ def _recent(rows: Sequence[RecentRow], width: int, glyphs: _Glyphs) -> Table:
         ]
         if not is_narrow:
             cells.append(Text(format_us(row.took_us)))
-        cells.append(
-            Text(shorten(row.cache, 9, glyphs.cut), style="green" if row.cache in {"hit", "collapsed"} else "dim")
-        )
+        if has_cache:
+            style = "green" if row.cache in {"hit", "collapsed"} else "dim"
+            cells.append(Text(shorten(row.cache, 9, glyphs.cut), style=style))
         table.add_row(*cells)
     return table
 

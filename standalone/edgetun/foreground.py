@@ -56,6 +56,7 @@ class Foreground:
         recent: RecentRequests | None = None,
         origins: Origins | None = None,
         metrics: str = "",
+        notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """Shows what happens until somebody asks to stop."""
         if not self.is_live:
@@ -68,7 +69,7 @@ class Foreground:
             host, port = parse_host_port(metrics, "--metrics")
             admin = start_node_admin(host, port, node, origins)
             log.info("metrics at http://%s:%d/metrics", host, admin.port)
-        watcher = asyncio.create_task(self._show(node, urls, recent, origins), name="display")
+        watcher = asyncio.create_task(self._show(node, urls, recent, origins, notes), name="display")
         stopping = asyncio.create_task(self.signals.wait(), name="stop signal")
         try:
             # The display has no end of its own: when it is done before the signal, it failed, and that must be seen.
@@ -90,11 +91,12 @@ class Foreground:
         urls: Callable[[], Sequence[tuple[str, str]]],
         recent: RecentRequests | None,
         origins: Origins | None,
+        notes: Callable[[], Sequence[str]],
     ) -> None:
         if self.is_live:
             from edgetun.screen import run_screen
 
-            await run_screen(node, urls, recent, origins)
+            await run_screen(node, urls, recent, origins, notes)
             return
         from edgetun.log_lines import run_log_lines
 

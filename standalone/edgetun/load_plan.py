@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from edgetun_core.errors import ConfigError
+from edgetun_core.errors import ConfigError, UpstreamUnreachable
 
 OWNS_HOST_FLAG: Final = "--i-own-this-host"
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -174,7 +174,7 @@ async def resolve(plan: LoadPlan) -> Target:
             failures.append(f"{ip} port {port}: {os.strerror(error.errno).lower() if error.errno else 'no answer'}")
             continue
         return Target(family, (ip, port), _tls(plan) if scheme == "https" else None, url_host)
-    raise ConfigError(
+    raise UpstreamUnreachable(
         f"nothing answers at {plan.url} ({'; '.join(failures)})", remedy="is the server running, and is the port right?"
     )
 

@@ -46,12 +46,14 @@ class Screen:
         recent: RecentRequests | None,
         origins: Origins | None,
         warnings: _Warnings,
+        notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._node = node
         self._urls = urls
         self._recent = recent
         self._origins = origins
         self._warnings = warnings
+        self._notes = notes
         self._started = time.monotonic()
         self._rates: deque[float] = deque(maxlen=RATES)
         self._total = node.context.counters.requests_total
@@ -78,6 +80,7 @@ class Screen:
             origin_requests=sum(plan.counters.forwarded for plan in node.router.table.plans.values()),
             bytes_in=counters.bytes_in,
             bytes_out=counters.bytes_out,
+            notes=tuple(self._notes()),
             recent=self._recent_rows(),
             warnings=tuple(self._warnings.lines),
             up_s=now - self._started,
@@ -85,13 +88,15 @@ class Screen:
 
     def _sessions(self) -> list[SessionRow]:
         rows = []
-        for runner in self._node.acceptor.runners:
+        for session in self._node.acceptor.admitted():
+            runner = session.runner
             hello = runner.hello
             rows.append(
                 SessionRow(
                     hello.agent_id if hello is not None else "",
                     runner.transport,
                     rtt_ms=None if runner.rtt_s is None else runner.rtt_s * 1000,
+                    since_s=max(0.0, time.time() - session.since),
                 )
             )
         return rows
@@ -126,13 +131,14 @@ async def run_screen(
     urls: Callable[[], Sequence[tuple[str, str]]],
     recent: RecentRequests | None,
     origins: Origins | None,
+    notes: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Shows the display until it is cancelled."""
     warnings = _Warnings()
     root = logging.getLogger()
     handlers, root.handlers = root.handlers, [warnings]
     console = Console()
-    screen = Screen(node, urls, recent, origins, warnings)
+    screen = Screen(node, urls, recent, origins, warnings, notes)
     ascii_only = not (console.encoding or "").lower().startswith("utf")
     try:
         with Live(console=console, auto_refresh=False, screen=True) as live:

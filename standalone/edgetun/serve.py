@@ -63,7 +63,16 @@ async def _run(settings: ServeSettings) -> int:
             control_url = f"https://{_bracketed(public_host)}:{tls_port}"
             remember_server(state, ServerFacts((control_url,), domain))
             log.info("agents register at %s; make a token with: edgetun token create --state %s", control_url, state)
-            await shown.serve(node, lambda: _urls(node), metrics=settings.metrics)
+            start_here = (
+                f"agents register at {control_url}",
+                f"no agent is connected; make a token with: edgetun token create --state {state}",
+            )
+            await shown.serve(
+                node,
+                lambda: _urls(node),
+                metrics=settings.metrics,
+                notes=lambda: start_here[: 1 if node.registry.sessions else 2],
+            )
             await node.drain(settings.drain_s)
         finally:
             unsubscribe()

@@ -23,7 +23,7 @@ from edgetun.cli import main
 from edgetun.load import allow_open_files, run_load
 from edgetun.load_plan import ClosedLoop, Crowd, LoadPlan, OpenLoop
 from edgetun.load_result import LoadResult
-from edgetun_core.errors import ConfigError
+from edgetun_core.errors import ConfigError, UpstreamUnreachable
 from edgetun_core.pki import DevelopmentCA
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -217,7 +217,7 @@ async def test_a_server_that_goes_away_in_the_middle_is_refused_connections_and_
 async def test_nothing_there_is_an_error_that_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ConfigError, match=r"nothing answers at .*is the server running"):
+    with pytest.raises(UpstreamUnreachable, match=r"nothing answers at .*is the server running"):
         await load(port, Crowd(1))
 
 

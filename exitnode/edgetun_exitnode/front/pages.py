@@ -214,7 +214,7 @@ def _html(status: int, reason: str, title: str, message: str, remedy: str, side:
     failed_at = [name for name, _ in _HOPS].index(side)
     hops = "".join(
         f'<li class="{"ok" if at < failed_at else "bad" if at == failed_at else "unknown"}">{label}'
-        f"{' — failed here' if at == failed_at and side != 'visitor' else ''}</li>"
+        f"{'<br>failed here' if at == failed_at and side != 'visitor' else ''}</li>"
         for at, (_, label) in enumerate(_HOPS)
     )
     advice = f"<p><strong>What to do:</strong> {html.escape(remedy)}.</p>" if remedy else ""

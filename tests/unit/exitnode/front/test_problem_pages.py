@@ -56,7 +56,7 @@ def test_a_browser_gets_a_page_of_its_own_that_loads_nothing() -> None:
     assert head.get(b"content-length") == str(len(body)).encode()
     assert head.get(b"cache-control") == b"no-store"
     assert "No agent is connected for shop.example.com." in text
-    assert "Agent — failed here" in text
+    assert "Agent<br>failed here" in text
     assert "edgetun-agent" in text
     assert "<script" not in text
     assert "http://" not in text
