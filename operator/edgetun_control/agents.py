@@ -4,6 +4,9 @@ that it lives.
 Writes are bounded: those of one agent are gathered for a moment, only `CONCURRENT` are under way at one time, a Lease is renewed
 every `LEASE_EVERY_S`. Nothing is written per heartbeat or per request, and an API server that is away loses nothing: what should
 be there is remembered, and written when it is back.
+
+An agent may register at one replica and have its sessions at nodes that follow others. So each replica writes what it knows: the
+spec when it saw the registration, of the status its own nodes, and it leaves the nodes of others as it finds them.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from edgetun_cluster.client import Cluster
-from edgetun_cluster.errors import ClusterError
-from edgetun_cluster.informer import Informer
+from edgetun_cluster.errors import AlreadyExists, ClusterError
+from edgetun_cluster.informer import Change, Informer
 from edgetun_cluster.kinds import AGENT, AGENT_TOKEN, LEASE, Key, Object
 from edgetun_cluster.leases import lease_object
 from edgetun_control.exits.fleet import FollowingNode, SilentFleetListener
@@ -42,6 +45,7 @@ FORGET_S: Final = 3600.0
 """An agent that left this long ago is no longer shown."""
 NODE_AWAY_S: Final = 30.0
 MOST_TUNNELS: Final = 256
+MOST_NODES: Final = 16
 
 AgentKey = tuple[str, str]
 """Id of the cluster token and of the agent."""
@@ -60,8 +64,12 @@ class _Entry:
     sessions: dict[str, tuple[FollowingNode, SessionInfo]] = field(default_factory=dict)
     written: Object | None = None
     """What the resource says, as far as it was written from here."""
+    nodes_told: set[str] = field(default_factory=set)
+    """Nodes that this replica has shown: theirs is the part of the status that is ours to change."""
     uid: str = ""
     lease_at: float = float("-inf")
+    has_registered: bool = False
+    """Here, and not at another replica."""
 
 
 class AgentBook(SilentFleetListener):
@@ -84,6 +92,8 @@ class AgentBook(SilentFleetListener):
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._agents: Informer[Object] = Informer(cluster, AGENT)
+        self._agents.on_change(self._agent_changed)
+        self._key_by_name: dict[Key, AgentKey] = {}
         self.writes_total = 0
         self.lease_writes_total = 0
         self.failures_total = 0
@@ -114,6 +124,7 @@ class AgentBook(SilentFleetListener):
         entry = self._entry(token.id, request.agent_id)
         if entry is None:
             return
+        entry.has_registered = True
         entry.services = services[:MOST_TUNNELS]
         entry.software = request.software[:128]
         first = placed.placed.partition(",")[0]
@@ -151,7 +162,20 @@ class AgentBook(SilentFleetListener):
         for entry in self._entries.values():
             for session_id in [one for one, (held_by, _) in entry.sessions.items() if held_by is node]:
                 del entry.sessions[session_id]
+                entry.nodes_told.discard(node.name.node)
                 entry.written = None
+
+    def _agent_changed(self, change: Change[Object]) -> None:
+        """Another replica wrote at the same time as we did: what it overwrote of ours is written again."""
+        key = self._key_by_name.get(change.key)
+        entry = self._entries.get(key) if key is not None else None
+        if key is None or entry is None or change.new is None or entry.written is None:
+            return
+        shown = set((change.new.get("status") or {}).get("nodes") or ())
+        ours = {node.name.node for node, _ in entry.sessions.values()}
+        if len(shown) < MOST_NODES and (not ours <= shown or shown & (entry.nodes_told - ours)):
+            entry.written = None
+            self._mark(*key)
 
     def _entry(self, token_id: str, agent_id: str) -> _Entry | None:
         entry = self._entries.get((token_id, agent_id))
@@ -160,6 +184,7 @@ class AgentBook(SilentFleetListener):
             if token is None:
                 return None
             entry = self._entries[token_id, agent_id] = _Entry(token, agent_id, agent_name(token.name, agent_id))
+            self._key_by_name[Key(token.namespace, entry.name)] = (token_id, agent_id)
         return entry
 
     def _mark(self, token_id: str, agent_id: str) -> None:
@@ -196,50 +221,75 @@ class AgentBook(SilentFleetListener):
                 log.exception("agent %s could not be shown", entry.name)
 
     async def _write(self, entry: _Entry) -> None:
-        wanted = self._wanted(entry)
-        if entry.written is not None and _without_rtt(entry.written) == _without_rtt(wanted):
+        # Our copy may be behind; what is missed so, `_agent_changed` mends when the watch brings it.
+        stands = self._agents.get(entry.name, entry.token.namespace)
+        wanted = self._wanted(entry, ((stands or {}).get("status") or {}))
+        if stands is not None and entry.written is not None and _without_rtt(entry.written) == _without_rtt(wanted):
             return
+        if stands is None or entry.has_registered:
+            stands = await self._write_spec(entry, wanted["spec"])
+            if stands is None:
+                return  # the token is gone, and its agents go with it
+        entry.uid = stands["metadata"]["uid"]
+        if entry.sessions or entry.nodes_told or not stands.get("status"):
+            status = wanted["status"]
+            status["observedGeneration"] = stands["metadata"].get("generation") or 0
+            status["conditions"] = self._conditions(bool(status["sessions"]), stands)
+            await self._cluster.apply_status(AGENT, stands, status, manager=MANAGER)
+            entry.nodes_told |= {node.name.node for node, _ in entry.sessions.values()}
+        self.writes_total += 1
+        entry.written = wanted
+
+    async def _write_spec(self, entry: _Entry, spec: Object) -> Object | None:
         token = await self._cluster.get(AGENT_TOKEN, entry.token.name, entry.token.namespace)
         if token is None:
-            return  # its agents go with it
+            return None
         owner = {
             "apiVersion": AGENT_TOKEN.api_version,
             "kind": AGENT_TOKEN.kind,
             "name": entry.token.name,
             "uid": token["metadata"]["uid"],
         }
-        meta = {"name": entry.name, "namespace": entry.token.namespace}
-        applied = await self._cluster.apply(
-            AGENT, {"metadata": {**meta, "ownerReferences": [owner]}, "spec": wanted["spec"]}, manager=MANAGER
-        )
-        entry.uid = applied["metadata"]["uid"]
-        status = wanted["status"]
-        status["observedGeneration"] = applied["metadata"].get("generation") or 0
-        status["conditions"] = self._conditions(entry, applied)
-        await self._cluster.apply_status(AGENT, applied, status, manager=MANAGER)
-        self.writes_total += 1
-        entry.written = wanted
+        meta = {"name": entry.name, "namespace": entry.token.namespace, "ownerReferences": [owner]}
+        obj: Object = {"metadata": meta, "spec": spec}
+        if entry.has_registered:
+            return await self._cluster.apply(AGENT, obj, manager=MANAGER)
+        try:
+            return await self._cluster.create(AGENT, obj, manager=MANAGER)
+        except AlreadyExists:
+            # The replica where it registered was quicker, and knows more.
+            return await self._cluster.get(AGENT, entry.name, entry.token.namespace)
 
-    def _wanted(self, entry: _Entry) -> Object:
+    def _wanted(self, entry: _Entry, shown: Mapping[str, Any]) -> Object:
+        """`shown` is the status as it stands, with nodes of other replicas."""
         sessions = [info for _, info in entry.sessions.values()]
-        nodes = sorted({node.name.node for node, _ in entry.sessions.values()})[:16]
+        ours = {node.name.node for node, _ in entry.sessions.values()}
+        others = set(shown.get("nodes") or ()) - ours - entry.nodes_told if shown.get("sessions") else set()
         where = [node.name for node, _ in entry.sessions.values()]
         pool, region = entry.pool, entry.region
         if where and (not pool or all((name.pool, name.region) != (pool, region) for name in where)):
             pool, region = where[0].pool, where[0].region
+        if others:
+            pool, region = shown.get("pool") or pool, shown.get("region") or region
         rtts = [info.rtt_s for info in sessions if info.rtt_s > 0]
         rtt_s = min(rtts, default=entry.rtt_s)
         tunnels = entry.services or ()
+        transports = {info.transport for info in sessions}
+        if others:
+            transports |= set(filter(None, str(shown.get("transport") or "").split(",")))
         status: dict[str, Any] = {
             "pool": pool,
             "region": region,
-            "nodes": nodes,
-            "transport": ",".join(sorted({info.transport for info in sessions})),
-            "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else "",
-            "sessions": len(sessions),
+            "nodes": sorted(ours | others)[:MOST_NODES],
+            "transport": ",".join(sorted(transports)),
+            "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else str(shown.get("rtt") or ""),
+            "sessions": len(sessions) + len(others),
         }
-        if sessions:
-            status["since"] = timestamp(min(info.since for info in sessions))
+        since = [timestamp(min(info.since for info in sessions))] if sessions else []
+        if others and shown.get("since"):
+            since.append(str(shown["since"]))
+        if since:
+            status["since"] = min(since)
         spec = {
             "agentId": entry.agent_id,
             "token": entry.token.name,
@@ -248,8 +298,7 @@ class AgentBook(SilentFleetListener):
         }
         return {"spec": spec, "status": status}
 
-    def _conditions(self, entry: _Entry, applied: Object) -> list[Object]:
-        is_connected = bool(entry.sessions)
+    def _conditions(self, is_connected: bool, applied: Object) -> list[Object]:
         before = {one["type"]: one for one in (applied.get("status") or {}).get("conditions") or ()}
         reason = Reason.AGENT_CONNECTED if is_connected else Reason.AGENT_GONE
         said = "True" if is_connected else "False"
@@ -300,7 +349,8 @@ class AgentBook(SilentFleetListener):
             ]
             await asyncio.gather(*(self._write_one(key, turn) for key in due))
             for key in [key for key, entry in self._entries.items() if self._store.key_of_token(key[0]) is None]:
-                del self._entries[key]
+                entry = self._entries.pop(key)
+                self._key_by_name.pop(Key(entry.token.namespace, entry.name), None)
             with suppress(ClusterError):
                 await self._end_those_gone()
 
@@ -325,8 +375,7 @@ class AgentBook(SilentFleetListener):
                 continue
             if renewed is None and parse_timestamp(meta["creationTimestamp"]) + LEASE_S > self._clock():
                 continue
-            gone = _Entry(Key(meta["namespace"], agent["spec"]["token"]), agent["spec"]["agentId"], meta["name"])
-            conditions = self._conditions(gone, agent)
+            conditions = self._conditions(False, agent)
             now_gone = {**status, "sessions": 0, "nodes": [], "transport": "", "conditions": conditions}
             now_gone.pop("since", None)
             await self._cluster.apply_status(AGENT, agent, now_gone, manager=MANAGER)

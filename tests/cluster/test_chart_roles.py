@@ -70,7 +70,7 @@ CONTROL_EVERYWHERE = uses(
     (kinds.AGENT_TOKEN, "", ("get", *WATCHED)),
     (kinds.AGENT_TOKEN, "status", ("patch",)),
     (kinds.HOSTNAME_RESERVATION, "", ("get", *WATCHED, *APPLIED)),
-    (kinds.AGENT, "", (*WATCHED, *APPLIED, "delete")),
+    (kinds.AGENT, "", OWNED),
     (kinds.AGENT, "status", ("patch",)),
     (kinds.LEASE, "", ("get", *APPLIED)),
     (kinds.NAMESPACE, "", WATCHED),
