@@ -1,6 +1,6 @@
 """`python -m edgetun.generate [--check]`: the pages that are made from code, so that they cannot tell something else.
 
-Writes docs/reference/resources.md from the models, docs/reference/settings.md from the settings classes, examples/README.md
+Writes docs/reference/resources.md from the models, docs/reference/settings.md and commands.md from the settings classes, examples/README.md
 from the examples' first lines, crds/*.yaml (and the chart's copies) from the models. `--check` writes nothing and fails with the name of each file that differs.
 """
 
@@ -17,13 +17,14 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from edgetun.cli import COMMANDS, TOKEN_COMMANDS
+from edgetun.cli import COMMANDS, GROUPS
 from edgetun.generate_crds import build_crds
 from edgetun_core.api.explain import example_text, models_in
 from edgetun_core.api.load import KINDS
 from edgetun_core.api.meta import Resource
 from edgetun_core.api.model import ApiModel
 from edgetun_core.api.tunnel import NamedOrigin, Origin
+from edgetun_core.exits import MEANINGS
 from edgetun_core.quantities import format_bytes, format_duration, format_rate
 from edgetun_core.settings import REQUIRED, SettingInfo, describe_settings
 
@@ -192,7 +193,8 @@ def build_settings_page() -> str:
         "",
     ]
     commands = [(f"edgetun {name}", command.settings) for name, command in COMMANDS.items()]
-    commands += [(f"edgetun token {name}", command.settings) for name, command in TOKEN_COMMANDS.items()]
+    for group, (_, members) in GROUPS.items():
+        commands += [(f"edgetun {group} {name}", command.settings) for name, command in members.items()]
     for command, where in (*commands, *PROCESSES):
         cls = _import(where)
         if cls is not None:
@@ -238,6 +240,61 @@ def _setting_row(info: SettingInfo) -> str:
     return f"| {_cell(flag)} | {env} | {_cell(default)} | {_cell(info.help)} |"
 
 
+# --- commands ----------------------------------------------------------------------------------------------------------
+
+
+def build_commands_page() -> str:
+    """docs/reference/commands.md."""
+    lines = [
+        "# Commands",
+        "",
+        NOTE,
+        "",
+        "`COMMAND --help` lists the flags of a command; [settings.md](settings.md) has all of them with their environment names.",
+        "Errors go to standard error, begin with `error:` and say what to do; [troubleshooting](../troubleshooting.md) says more.",
+        "",
+        "| command | what it does |",
+        "| --- | --- |",
+    ]
+    lines += [
+        f"| [`edgetun {name}`]({_anchor(f'edgetun {name}')}) | {command.help} |" for name, command in COMMANDS.items()
+    ]
+    for group, (_, members) in GROUPS.items():
+        lines += [
+            f"| [`edgetun {group} {name}`]({_anchor(f'edgetun {group} {name}')}) | {command.help} |"
+            for name, command in members.items()
+        ]
+    for process, where in PROCESSES:
+        cls = _import(where)
+        if cls is not None:
+            lines.append(f"| [`{process}`]({_anchor(process)}) | {_cell(_first_sentence(cls))} |")
+    lines += ["", "## Exit codes", "", "| code | what it means |", "| --- | --- |"]
+    lines += [f"| {int(code)} | {meaning} |" for code, meaning in MEANINGS.items()]
+    lines += [
+        "",
+        "## Signals",
+        "",
+        "Ctrl-C (SIGINT) and SIGTERM ask a long-running command to stop: it takes no new visitors, lets requests in flight end for",
+        "as long as `--drain` says, and exits 0. The second signal ends it at once.",
+        "",
+        "## Output",
+        "",
+        "On a terminal `edgetun http`, `up` and `serve` show a live display; otherwise log lines go to standard error. `--json` makes",
+        "each of them a JSON object, `--quiet` leaves warnings and errors. Tokens and credentials are masked wherever they would show.",
+        "`--metrics HOST:PORT` serves `/metrics` (OpenMetrics), `/healthz` and `/readyz`, without authentication: keep it to loopback.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(command: str) -> str:
+    return "settings.md#" + command.replace(" ", "-")
+
+
+def _first_sentence(cls: type[Any]) -> str:
+    """Of the docstring, which may run over several lines."""
+    return " ".join((cls.__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
+
+
 # --- examples ----------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +334,7 @@ def build_pages(root: Path) -> dict[str, str]:
     return {
         "docs/reference/resources.md": build_resources_page(),
         "docs/reference/settings.md": build_settings_page(),
+        "docs/reference/commands.md": build_commands_page(),
         **{f"{folder}/{name}": text for folder in CRD_FOLDERS for name, text in crds.items()},
         "examples/README.md": build_examples_page(root / "examples"),
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from edgetun.generate import build_pages, build_resources_page, main
+from edgetun.cli import COMMANDS, GROUPS
+from edgetun.generate import build_commands_page, build_pages, build_resources_page, build_settings_page, main
+from edgetun_core.exits import MEANINGS, ExitCode
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,3 +80,22 @@ def test_tables_are_not_broken_by_what_stands_in_them() -> None:
             count = line.replace("\\|", "").count("|")
             assert columns in (0, count), f"{name}: {line}"
             columns = count
+
+
+def test_the_commands_page_names_every_command_and_every_exit_code() -> None:
+    page = build_commands_page()
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    groups = [f"edgetun {group} {name}" for group, (_, members) in GROUPS.items() for name in members]
+    for command in (
+        *(f"edgetun {name}" for name in COMMANDS),
+        *groups,
+        *(name for name in scripts if name != "edgetun"),
+    ):
+        assert f"`{command}`" in page
+    for code in ExitCode:
+        assert f"| {int(code)} | {MEANINGS[code]} |" in page
+
+
+def test_every_link_of_the_commands_page_is_a_heading_of_the_settings_page() -> None:
+    headings = {line[3:].replace(" ", "-") for line in build_settings_page().splitlines() if line.startswith("## ")}
+    assert set(re.findall(r"settings\.md#([a-z-]+)", build_commands_page())) <= headings
