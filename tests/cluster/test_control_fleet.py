@@ -50,18 +50,18 @@ class Fleet:
         self._stack = ExitStack()
         self.control: Command | None = None
 
-    def start(self, origin: str) -> None:
+    def start(self, origin: str, regions: tuple[str, ...] = ("eu",)) -> None:
         self.operator = self._stack.enter_context(
             OperatorProcess(self.cluster, self.namespace, "--control-name=127.0.0.1")
         )
         self.start_control()
         service = {"type": "NodePort", "addresses": ["127.0.0.1"]}
-        self.apply(pool(self.name, service=service))
+        self.apply(pool(self.name, service=service, regions=[{"name": region} for region in regions]))
         wanted = tunnel(self.namespace, "shop", self.name)
         wanted["spec"]["origin"]["url"] = origin
         self.apply(wanted)
         wait_for_condition(self.client, "Tunnel", "shop", self.namespace, "Accepted", "Accepted")
-        self.start_exit_node()
+        self.exit_node = self.start_exit_node("eu", "exit-1", self.http_port, self.tunnel_port)
 
     def start_control(self) -> None:
         self.control = self._stack.enter_context(
@@ -75,35 +75,38 @@ class Fleet:
             )
         )
 
-    def start_exit_node(self) -> None:
-        account = f"edgetun-exit-{self.name}-eu"
+    def start_exit_node(self, region: str, name: str, http_port: int, tunnel_port: int) -> Command:
+        account = f"edgetun-exit-{self.name}-{region}"
         wait_for(lambda: self.client.get("v1", "ServiceAccount", account, self.namespace), 30, "the ServiceAccount")
         ca = wait_for(lambda: self.client.get("v1", "Secret", "edgetun-ca", self.namespace), 30, "the CA")
         self.ca = base64.b64decode(ca["data"]["ca.crt"])
-        (self.folder / "ca.crt").write_bytes(self.ca)
+        folder = self.folder / name
+        folder.mkdir()
+        (folder / "ca.crt").write_bytes(self.ca)
         text = self.cluster.kubectl(
             "create", "token", account, "-n", self.namespace, "--audience=edgetun-control", "--duration=1h"
         )
-        (self.folder / "token").write_text(text)
-        self.exit_node = self._stack.enter_context(
+        (folder / "token").write_text(text)
+        node = self._stack.enter_context(
             Command(
                 "edgetun-exitnode",
                 f"--control=https://127.0.0.1:{self.exit_port}",
-                f"--control-ca={self.folder / 'ca.crt'}",
-                f"--control-token-file={self.folder / 'token'}",
+                f"--control-ca={folder / 'ca.crt'}",
+                f"--control-token-file={folder / 'token'}",
                 f"--pool={self.name}",
-                "--region=eu",
-                "--name=exit-1",
-                f"--state={self.folder / 'state'}",
+                f"--region={region}",
+                f"--name={name}",
+                f"--state={folder / 'state'}",
                 "--listen=127.0.0.1",
-                f"--http-port={self.http_port}",
+                f"--http-port={http_port}",
                 "--https-port=-1",
-                f"--tunnel-port={self.tunnel_port}",
-                f"--tunnel-address=127.0.0.1:{self.tunnel_port}",
+                f"--tunnel-port={tunnel_port}",
+                f"--tunnel-address=127.0.0.1:{tunnel_port}",
             )
         )
-        self.exit_node.line("following control")
-        self.exit_node.line("agents on")
+        node.line("following control")
+        node.line("agents on")
+        return node
 
     def token(self, name: str = "laptops", **spec: Any) -> str:
         """Applies an AgentToken; the text that its Secret holds, with control where it listens here."""
@@ -124,8 +127,8 @@ class Fleet:
             )
         )
 
-    def status(self, path: str = "/") -> int:
-        return commands.visit(self.http_port, path, host=self.host).status
+    def status(self, path: str = "/", port: int = 0) -> int:
+        return commands.visit(port or self.http_port, path, host=self.host).status
 
     def agents(self) -> list[Object]:
         found: list[Object] = self.client.list_of(GROUP_VERSION, "Agent", self.namespace)["items"]
@@ -139,11 +142,13 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(cluster: ControlPlane, namespace: str, unique: str, tmp_path: Path, apply: Apply) -> Iterator[Fleet]:
+def fleet(
+    cluster: ControlPlane, namespace: str, unique: str, tmp_path: Path, apply: Apply, request: pytest.FixtureRequest
+) -> Iterator[Fleet]:
     with commands.an_origin() as origin:
         found = Fleet(cluster, namespace, f"p{unique}", tmp_path, apply)
         try:
-            found.start(origin.url)
+            found.start(origin.url, getattr(request, "param", ("eu",)))
             yield found
         finally:
             if found.control is not None:
@@ -253,3 +258,42 @@ def test_the_api_server_restarted_and_its_history_gone(fleet: Fleet, cluster: Co
             "metadata": {"name": f"other.{fleet.name}.example.com"},
         }
     )
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fleet", [("eu", "us")], indirect=True)
+def test_two_regions_are_measured_and_one_that_dies_is_survived(fleet: Fleet) -> None:
+    tunnel_port, http_port = free_ports(2)
+    other = fleet.start_exit_node("us", "exit-2", http_port, tunnel_port)
+    agent = fleet.agent(fleet.token(), "laptop")
+    agent.line("ready in")
+    wait_for(lambda: fleet.status() == 200 and fleet.status(port=http_port) == 200, 20, "both regions serve")
+    (shown,) = wait_for(fleet.connected, 15, "the Agent")
+    assert shown["status"]["region"] in {"eu", "us"}
+    wait_for(lambda: fleet.connected()[0]["status"]["nodes"] == ["exit-1", "exit-2"], 15, "a session with each")
+    assert fleet.connected()[0]["status"]["rtt"].endswith("ms")
+    other.process.kill()
+    for n in range(20):
+        assert fleet.status(f"/{n}") == 200
+    wait_for(lambda: fleet.status("/later") == 200, 5)
+
+
+@pytest.mark.timeout(240)
+def test_a_name_that_an_agent_asks_for_is_reserved_and_outlives_it(fleet: Fleet) -> None:
+    own = f"mine.{fleet.name}.example.com"
+    text = fleet.token("makers", hostnames=[f"*.{fleet.name}.example.com"])
+    assert fleet.control is not None
+    with commands.an_origin() as origin:
+        agent = fleet.agent(text, "maker", f"--origin={origin.url}", f"--host={own}")
+        said = agent.line("error: (.*)|ready in")
+    # The token of a cluster serves its namespace's Tunnels in pools that are named by them; the pool for others is "default".
+    assert "ready in" in said.group(0) or "ExitPool" in said.group(0), agent.said
+    reservation = {"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": {"name": own}}
+    held = fleet.client.get(GROUP_VERSION, "HostnameReservation", own)
+    assert held is not None
+    assert held["spec"]["claimedBy"]["namespace"].startswith("token-makers-")
+    other = fleet.agent(
+        fleet.token("thieves", hostnames=["*"]), "thief", "--origin=http://127.0.0.1:1", f"--host={own}"
+    )
+    assert other.line("error: (.*)").group(1).startswith(f"the name {own} belongs to another token")
+    fleet.client.delete(reservation)
