@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.cluster import ClusterError, NodeTaken
+from support.cluster import NodeTaken
 from support.image import PROJECT, build_image
 from support.kube_binaries import Binaries
 from support.node import NodeCluster, what_is_missing_for_a_node
@@ -42,8 +42,6 @@ def node(can_run_a_node: None, node_binaries: Binaries) -> Iterator[NodeCluster]
 @pytest.fixture(scope="session")
 def image_archive(can_run_a_node: None) -> tuple[str, Path]:
     """(name, docker-archive) of edgetun as it stands in this clone, by its Dockerfile."""
-    if not (PROJECT / "Dockerfile").exists():
-        pytest.skip("the image is what the Dockerfile says, and there is no Dockerfile yet")
     return build_image(PROJECT / "Dockerfile")
 
 
@@ -68,32 +66,3 @@ def namespace(node: NodeCluster) -> Iterator[str]:
 @pytest.fixture
 def kubectl(node: NodeCluster) -> Callable[..., str]:
     return node.kubectl
-
-
-CHART = PROJECT / "charts/edgetun"
-
-
-@pytest.fixture
-def install_chart(node: NodeCluster, image: str) -> Iterator[Callable[..., str]]:
-    """install_chart(*flags, name="edgetun", namespace="edgetun-system") -> what helm printed.
-
-    Installs the chart with this clone's image and waits until all of it is ready; another call upgrades. Flags are helm's own,
-    such as `--set=exitPools.default.regions[0].name=eu`. Uninstalled afterwards.
-    """
-    installed: list[tuple[str, str]] = []
-
-    def install(*flags: str, name: str = "edgetun", namespace: str = "edgetun-system", timeout_s: int = 240) -> str:
-        if (name, namespace) not in installed:
-            installed.append((name, namespace))
-        repository, tag = image.rsplit(":", 1)
-        where = ("--namespace", namespace, "--create-namespace", f"--set=image.repository={repository}")
-        what = (f"--set=image.tag={tag}", "--set=image.pullPolicy=Never", "--wait", f"--timeout={timeout_s}s")
-        try:
-            return node.helm("upgrade", "--install", name, str(CHART), *where, *what, *flags, timeout_s=timeout_s + 30)
-        except ClusterError as error:
-            seen = node.kubectl("get", "pods,events", "-n", namespace, "--sort-by=.metadata.creationTimestamp")
-            raise ClusterError(f"{error}\n{seen[-6000:]}") from error
-
-    yield install
-    for name, namespace in installed:
-        node.helm("uninstall", name, "--namespace", namespace, "--ignore-not-found", "--wait", "--timeout=120s")
