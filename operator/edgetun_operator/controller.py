@@ -9,6 +9,7 @@ from edgetun_cluster.informer import Change
 from edgetun_cluster.kinds import Key, Object
 from edgetun_cluster.system_secrets import CA_SECRET, CONTROL_TLS_SECRET, SIGNING_KEYS_SECRET
 from edgetun_core.api.agent import Agent
+from edgetun_core.api.conditions import ConditionType
 from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.api.reservation import HostnameReservation
 from edgetun_core.api.token import AgentToken
@@ -186,9 +187,10 @@ def _is_new_work(change: Change[Any]) -> bool:
     return bool(old.status != new.status)
 
 
+_TOLD_BY_TUNNELS = (ConditionType.ACCEPTED, ConditionType.NODES_AVAILABLE, ConditionType.CERTIFICATE_READY)
+
+
 def _readiness(seen: Seen[ExitPool]) -> tuple[Any, ...]:
     """What tunnels tell of their pool."""
-    conditions = [
-        (c.type, c.status, c.message) for c in conditions_of(seen.status) if c.type in ("Accepted", "NodesAvailable")
-    ]
+    conditions = [(c.type, c.status, c.message) for c in conditions_of(seen.status) if c.type in _TOLD_BY_TUNNELS]
     return (seen.generation, int(seen.status.get("available") or 0) > 0, tuple(conditions))

@@ -360,3 +360,74 @@ def test_somebody_who_fights_is_told_of_and_not_fought_with_without_end(
         time.sleep(0.1)
     assert "again and again" in conditions(found)["Accepted"]["message"]
     assert operator.metric("edgetun_operator_objects_applied_total") - before <= fights <= 12
+
+
+def test_one_that_was_killed_in_the_middle_is_followed_by_one_that_finishes(
+    cluster: ControlPlane, client: KubeClient, namespace: str, unique: str, apply: Apply
+) -> None:
+    names = [f"p{index}{unique}" for index in range(6)]
+    for name in names:
+        apply(pool(name, regions=[{"name": "eu"}, {"name": "us"}]))
+    with OperatorProcess(cluster, namespace, "--workers=1") as first:
+        wait_for(lambda: any(deployment(client, name, namespace) for name in names), 20, "the first Deployment")
+        first.kill()
+    with OperatorProcess(cluster, namespace) as second:
+        wait_for(second.leads, 30, "the dead one's Lease has ended")
+        second.settled(30)
+        for name in names:
+            for region in ("eu", "us"):
+                made = deployment(client, name, namespace, region)
+                assert made is not None
+                assert made["metadata"]["generation"] == 1
+            wait_for_condition(client, "ExitPool", name, None, "NodesAvailable", "NodesUnavailable")
+
+
+@pytest.fixture
+def cert_manager(cluster: ControlPlane, client: KubeClient) -> Iterator[None]:
+    """As much of cert-manager as the operator sees: the kind of its certificates."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    crd = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "certificates.cert-manager.io"},
+        "spec": {
+            "group": "cert-manager.io",
+            "scope": "Namespaced",
+            "names": {"plural": "certificates", "singular": "certificate", "kind": "Certificate"},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+    cluster.install_crds([crd])
+    yield
+    client.delete(crd)
+    wait_for(lambda: client.send("GET", "/apis/cert-manager.io/v1/certificates")[0] == 404, 30, "it is served no more")
+
+
+def test_with_cert_manager_a_certificate_is_asked_for_and_mounted_when_it_is_issued(
+    cert_manager: None, cluster: ControlPlane, client: KubeClient, namespace: str, unique: str, apply: Apply
+) -> None:
+    name = f"p{unique}"
+    with OperatorProcess(cluster, namespace) as running:
+        apply(pool(name, certificates=[{"issuerRef": {"name": "letsencrypt"}}]))
+        wait_for_condition(client, "ExitPool", name, None, "CertificateReady", "CertificateMissing")
+        asked = client.get("cert-manager.io/v1", "Certificate", f"edgetun-exit-{name}-issued-0", namespace)
+        assert asked is not None
+        assert asked["spec"]["dnsNames"] == [f"*.{name}.example.com"]
+        secret_name = asked["spec"]["secretName"]
+        own = wait_for(lambda: client.get("v1", "Secret", "edgetun-control-tls", namespace), 20)
+        data = {key: own["data"][key] for key in ("tls.crt", "tls.key")}
+        meta = {"name": secret_name, "namespace": namespace}
+        issued = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": meta, "data": data}
+        client.create(issued)
+        wait_for_condition(client, "ExitPool", name, None, "CertificateReady", "CertificateValid")
+        running.settled()
+        mounted = deployment(client, name, namespace)
+        assert mounted is not None
+        volumes = mounted["spec"]["template"]["spec"]["volumes"]
+        assert [v["secret"]["secretName"] for v in volumes if "secret" in v] == [secret_name]
+        apply(pool(name))
+        wait_for(
+            lambda: client.get("cert-manager.io/v1", "Certificate", f"edgetun-exit-{name}-issued-0", namespace) is None,
+            20,
+            "the Certificate is gone",
+        )

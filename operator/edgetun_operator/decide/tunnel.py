@@ -39,6 +39,7 @@ def decide_tunnel_verdicts(
     verdicts = {
         ConditionType.ACCEPTED: accepted,
         ConditionType.POOL_READY: _decide_pool(pool),
+        ConditionType.CERTIFICATE_READY: _decide_certificate(pool),
         ConditionType.AGENT_CONNECTED: _decide_agents(agents, grace),
     }
     if accepted.status != "True":
@@ -59,6 +60,16 @@ def _decide_pool(pool: PoolSeen | None) -> Verdict:
     nodes = find_condition(pool.conditions, ConditionType.NODES_AVAILABLE)
     why = nodes.message if nodes is not None and nodes.message else "no exit node serves yet"
     return Verdict("False", Reason.POOL_NOT_READY, f"{ref}: {why}")
+
+
+def _decide_certificate(pool: PoolSeen | None) -> Verdict:
+    """Certificates are the pool's; its tunnels repeat what is wrong with them."""
+    found = find_condition(pool.conditions, ConditionType.CERTIFICATE_READY) if pool is not None else None
+    if pool is None or found is None:
+        return Verdict("Unknown", Reason.PENDING, "the pool has not been looked at yet")
+    if found.status == "True":
+        return Verdict("True", found.reason)
+    return Verdict(found.status, found.reason, f"{pool.resource.ref}: {found.message}")
 
 
 def _decide_agents(agents: Sequence[AgentSeen], hint: str) -> Verdict:

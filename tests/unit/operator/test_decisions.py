@@ -84,7 +84,8 @@ def test_accepted_is_partial_while_something_is_served_and_false_else() -> None:
 
 
 def test_a_refused_tunnel_does_not_wait_for_an_agent() -> None:
-    there = PoolSeen(pool(), (), available=1)
+    fine = build_conditions((), {"CertificateReady": Verdict("True", "CertificateValid")}, 1, 0.0)
+    there = PoolSeen(pool(), fine, available=1)
     refused = decide_tunnel_verdicts([problem("error", "HostnameConflict")], (), there, ())
     assert refused["AgentConnected"].status == "Unknown"
     served = decide_tunnel_verdicts((), ("a.example.com",), there, [AgentSeen(True, "quic")])
@@ -142,3 +143,9 @@ def test_a_resource_is_seen_as_it_is_read_and_blocks_that_say_nothing_are_shared
     broken = see(tunnel("three") | {"spec": {"hostnames": "no"}})
     assert broken.resource is None
     assert broken.problems
+
+
+def test_a_tunnel_repeats_what_is_wrong_with_its_pools_certificate() -> None:
+    missing = build_conditions((), {"CertificateReady": Verdict("False", "CertificateMissing", "no Secret")}, 1, 0.0)
+    verdicts = decide_tunnel_verdicts((), ("a",), PoolSeen(pool(), missing, 1), [AgentSeen(True, "quic")])
+    assert verdicts["CertificateReady"] == Verdict("False", "CertificateMissing", "ExitPool public: no Secret")
