@@ -10,13 +10,18 @@ import pytest
 import yaml
 
 import edgetun_core
-from support.chart import CHART, VALUE_FILES, flags, render
+from support.chart import CHART, VALUE_FILES, flags, need_helm, render
 from support.cluster import ClusterError, ControlPlane
 from support.kube_client import Object
 from support.manifests import PROJECT
 
 SETS = [pytest.param(files, id=" ".join(files) or "defaults") for files in VALUE_FILES]
 MONITORS = {"PodMonitor": "podmonitors", "ServiceMonitor": "servicemonitors"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _helm(cluster: ControlPlane) -> None:
+    need_helm(cluster)
 
 
 @pytest.fixture(scope="module")

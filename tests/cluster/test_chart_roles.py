@@ -12,7 +12,7 @@ import pytest
 from edgetun_cluster import kinds
 from edgetun_operator.world import OWNED_KINDS
 from support import commands
-from support.chart import render, rights
+from support.chart import need_helm, render, rights
 from support.cluster import ControlPlane, free_ports
 from support.commands import Command
 from support.kube_client import Object
@@ -114,6 +114,11 @@ NOT_ALLOWED = [
     ("edgetun-exit-default-eu", "home", "", "secrets", "", "get"),
     ("edgetun-exit-default-eu", "home", "edgetun.dev", "tunnels", "", "list"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _helm(cluster: ControlPlane) -> None:
+    need_helm(cluster)
 
 
 @pytest.fixture

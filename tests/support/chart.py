@@ -10,10 +10,17 @@ import yaml
 from support.cluster import ControlPlane
 from support.kube_client import Object
 from support.manifests import PROJECT
+from support.requirements import missing
 
 CHART = PROJECT / "charts" / "edgetun"
 VALUE_FILES: tuple[tuple[str, ...], ...] = ((), ("full-values.yaml",), ("kind-values.yaml",))
 """Sets of files of the chart's `ci` folder; the first is the chart as it is."""
+
+
+def need_helm(cluster: ControlPlane) -> None:
+    """Ends the test when there is no helm: programs that people bring (KUBEBUILDER_ASSETS) may be without."""
+    if "helm" not in cluster.binaries.programs:
+        missing("there is no helm beside the control plane's programs; unset KUBEBUILDER_ASSETS to have one built")
 
 
 def flags(files: Iterable[str] = (), sets: Iterable[str] = ()) -> list[str]:
