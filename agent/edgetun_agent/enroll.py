@@ -23,6 +23,7 @@ from edgetun_core.enrollment import (
     REGISTER_PATH,
     RENEW_PATH,
     UNREADABLE,
+    WATCH_PATH,
     AdHocTunnel,
     Endpoint,
     EnrollRequest,
@@ -85,8 +86,12 @@ class Enrollment:
     server_time_skew_s: float
     control_url: str
     visitors: VisitorAddress = VisitorAddress()
+    control_trust: Trust = Trust()
+    """Of control itself; `trust` is of the exit nodes."""
     offers: tuple[Offer, ...] = ()
     placed: str = ""
+    watch_s: float = 0.0
+    revision: str = ""
 
     def __repr__(self) -> str:
         tunnels = [tunnel.id for tunnel in self.tunnels]
@@ -117,6 +122,31 @@ async def renew(
 ) -> Enrollment:
     """The same question again: control may have new tunnels, endpoints or keys for this agent since. Raises what `enroll` does."""
     return await _ask(token, request, RENEW_PATH, timeout_s, wall_clock)
+
+
+async def watch(token: ClusterToken, request: EnrollRequest, enrollment: Enrollment, trust: Trust) -> bool:
+    """Asks the control that enrolled us to answer when a renewal would say something new; False when nothing did in time.
+
+    Raises `ControlUnreachable`, `CertificateMismatch` or `ControlRefused`.
+    """
+    url = enrollment.control_url
+    fields = {"Authorization": f"Bearer {token.format()}", "Content-Type": "application/json"}
+    try:
+        async with asyncio.timeout(enrollment.watch_s + URL_TIMEOUT_S):
+            status, answer = await exchange(
+                "POST",
+                url + WATCH_PATH,
+                trust.ssl_context(ALPN),
+                ServerDate(),
+                MAX_RESPONSE_BYTES,
+                body=msgspec.json.encode(request),
+                fields=fields,
+            )
+    except TimeoutError:
+        raise ControlUnreachable(f"{url} did not answer in time") from None
+    if status not in (200, 204):
+        raise _refusal(url, status, answer)
+    return status == 200
 
 
 async def _ask(
@@ -176,8 +206,11 @@ async def _ask_one(
         server_time_skew_s=(sent + received) / 2 - response.server_time,
         control_url=url,
         visitors=response.visitors,
+        control_trust=trust,
         offers=response.offers,
         placed=response.placed,
+        watch_s=response.watch_s,
+        revision=response.revision,
     )
 
 

@@ -109,7 +109,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
         log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(started))
         settle()
         _start_admin(settings, agent, origins, stack)
-        await _until_stopped(signals, keeper, recent, agent)
+        await _until_stopped(signals, keeper, recent, agent, placing)
         log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
         await agent.drain(settings.drain_s)
     return ExitCode.OK
@@ -198,11 +198,14 @@ async def _unless_stopped(work: Any, signals: StopSignals) -> Any:
     return None
 
 
-async def _until_stopped(signals: StopSignals, keeper: CredentialKeeper, recent: RecentRequests, agent: Agent) -> None:
+async def _until_stopped(
+    signals: StopSignals, keeper: CredentialKeeper, recent: RecentRequests, agent: Agent, placing: Placing
+) -> None:
     stopping = asyncio.create_task(signals.wait(), name="stop signal")
     others = (
         asyncio.create_task(keeper.run(), name="renew the credential"),
         asyncio.create_task(tell_requests(recent), name="tell requests"),
+        asyncio.create_task(placing.watch(keeper.renew_soon), name="watch control"),
         asyncio.create_task(
             renew_while_cut_off(lambda: agent.is_connected, keeper.renew_soon), name="renew while cut off"
         ),

@@ -8,24 +8,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from edgetun_agent.enroll import Enrollment, enroll, renew
+from edgetun_agent.enroll import Enrollment, enroll, renew, watch
 from edgetun_agent.probe import probe_offers
 from edgetun_core.credentials import ClusterToken
 from edgetun_core.enrollment import EnrollRequest, Probe
 from edgetun_core.errors import EdgetunError
-from edgetun_core.pki import Trust
 
 log = logging.getLogger("edgetun.agent")
 
 CUT_OFF_S: Final = (10.0, 20.0)
 """How long an agent without any session waits before it asks control anew where to go; a range, so that many do not ask at once."""
 
-Prober = Callable[[Enrollment, Trust], Awaitable[tuple[Probe, ...]]]
+WATCH_AGAIN_S: Final = (5.0, 20.0)
+"""How long after a failure control is watched again."""
+RENEWED_WITHIN_S: Final = (1.0, 2.0)
+"""What a renewal that was asked for gets before control is watched again."""
 
 
 class Placing:
@@ -39,9 +41,36 @@ class Placing:
         self._quic_engine = quic_engine
         self._transport = transport
         self._last: Enrollment | None = None
+        self._asked = self._request
+
+    async def watch(self, renew_soon: Callable[[], None]) -> None:
+        """Hears from control when a renewal would say something new, and asks for one. Runs until it is cancelled.
+
+        This is how tunnels that come later, and moves, reach the agent at once; without it they come with the next renewal.
+        """
+        rng = random.Random()  # noqa: S311 - jitter, not a secret
+        in_vain = 0
+        while True:
+            last = self._last
+            wait_s = rng.uniform(*WATCH_AGAIN_S)
+            if last is not None and last.watch_s > 0:
+                request = msgspec.structs.replace(self._asked, placed=last.placed, revision=last.revision)
+                try:
+                    is_news = await watch(self._token, request, last, last.control_trust)
+                except EdgetunError as error:
+                    log.debug("control cannot be watched now: %s", error)
+                else:
+                    wait_s = 0.0
+                    if is_news and self._last is last:
+                        renew_soon()
+                        wait_s = rng.uniform(*RENEWED_WITHIN_S) * 2 ** min(in_vain, 5)
+            await asyncio.sleep(wait_s)
+            # News that no renewal could fetch (the tunnels are gone, say) is not asked for again and again.
+            in_vain = in_vain + 1 if last is not None and self._last is last and wait_s > 0 else 0
 
     async def enroll(self) -> Enrollment:
         """Raises what `enroll.enroll` does."""
+        self._asked = self._request
         first = self._last = await enroll(self._token, self._request)
         if not first.offers:
             return first
@@ -62,6 +91,7 @@ class Placing:
                 )
             request = msgspec.structs.replace(request, probes=probes, placed=last.placed)
         renewed = await renew(self._token, request)
+        self._asked = request
         if last is not None and renewed.placed != last.placed:
             log.info("placed on %s", renewed.placed)
         self._last = renewed

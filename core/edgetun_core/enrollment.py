@@ -57,6 +57,8 @@ class EnrollRequest(Struct, frozen=True, omit_defaults=True):
     probes: tuple[Probe, ...] = ()
     placed: str = ""
     """`EnrollResponse.placed` of the answer before, so that any replica of control knows where the agent is."""
+    revision: str = ""
+    """To `/v1/watch`: `EnrollResponse.revision` of the answer that the agent works with."""
 
 
 class Endpoint(Struct, frozen=True, omit_defaults=True):
@@ -109,7 +111,7 @@ class EnrollResponse(Struct, frozen=True, omit_defaults=True):
     placed: str = ""
     """`"pool/region"` of every pool that the tunnels are on, joined by commas."""
     watch_s: float = 0.0
-    """How long control holds a `POST /v1/watch`; 0: it is not offered."""
+    """How long control holds a `POST /v1/watch` (204 in the end, 200 as soon as a renewal would say something new); 0: not offered."""
     revision: str = ""
     """Names what this answer says; `/v1/watch` answers when another one holds."""
 

@@ -86,7 +86,7 @@ class ClusterControl:
             clock=clock,
         )
         placement = FleetPlacement(ClusterRegions(self.store, self.publisher, self.fleet))
-        settings = ControlSettings(domain=domain, own_hostnames=names)
+        settings = ControlSettings(domain=domain, own_hostnames=names, most_watchers=max_connections * 3 // 4)
         self.control = Control(settings, self.store, self.publisher, placement, clock=clock)
         self.control.on_registered = self.agents.registered
         self._max_connections = max_connections

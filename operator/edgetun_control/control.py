@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from edgetun_control.attempts import FailedAttempts
 from edgetun_control.placement import Placed, Placement
@@ -17,6 +21,11 @@ from edgetun_core.errors import ConfigError, LimitExceeded
 from edgetun_core.snapshot import TunnelRule
 
 MOST_NAMES_PER_TOKEN: Final = 100
+MOST_WATCHERS: Final = 256
+"""Agents whose watch is held at one time; the others come back later, and hear all the same by renewing."""
+WATCH_S: Final = 25.0
+"""Shorter than the time after which middle boxes forget a silent connection, and than the life of one to control."""
+WATCH_PAUSE_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,7 @@ class ControlSettings:
     """Names of the server itself, which no tunnel may have."""
     credential_lifetime_s: float = CREDENTIAL_LIFETIME_S
     most_names_per_token: int = MOST_NAMES_PER_TOKEN
+    most_watchers: int = MOST_WATCHERS
 
 
 class Published(Protocol):
@@ -49,6 +59,14 @@ class Published(Protocol):
 
     async def settled(self) -> None:
         """Returns when what changed before is published."""
+        ...
+
+    def manifest_tunnels_of(self, token: TokenRecord) -> Mapping[str, tuple[str, ...]]:
+        """Of `manifest_tunnels` at least those that the token may serve."""
+        ...
+
+    async def changed(self, timeout_s: float) -> None:
+        """Returns when something else is published, or after the time."""
         ...
 
 
@@ -78,6 +96,7 @@ class Control:
         self._attempts = FailedAttempts()
         self.on_registered: Registered = lambda *_: None
         self.registered_total = 0
+        self._watchers = 0
 
     async def enroll(self, token_text: str, request: EnrollRequest, address: str) -> EnrollResponse | Refused:
         """Registers an agent, or renews it: the same question gets an answer that fits the present state."""
@@ -85,7 +104,7 @@ class Control:
         token = await self._authenticate(token_text, address, now)
         if isinstance(token, Refused):
             return token
-        decision = decide_registration(request, token, self._ground(), now)
+        decision = decide_registration(request, token, self._ground(request, token), now)
         if isinstance(decision, Refused):
             return decision
         if decision.claim is not None:
@@ -131,11 +150,52 @@ class Control:
             )
         return record
 
-    def _ground(self) -> Ground:
+    async def watch(self, token_text: str, request: EnrollRequest, address: str) -> bool | Refused:
+        """Holds the question until a renewal would say something new (True), or for `WATCH_S` (False)."""
+        if self._watchers >= self.settings.most_watchers:
+            return Refused("TooManyWatchers", "too many agents watch this server", "try again in a minute")
+        self._watchers += 1
+        try:
+            return await self._watch(token_text, request, address)
+        finally:
+            self._watchers -= 1
+
+    async def _watch(self, token_text: str, request: EnrollRequest, address: str) -> bool | Refused:
+        ends = self.clock() + WATCH_S
+        token = await self._authenticate(token_text, address, self.clock())
+        while not isinstance(token, Refused):
+            now = self.clock()
+            decision = decide_registration(request, token, self._ground(request, token), now)
+            if isinstance(decision, Refused) or self._revision(request, decision.services, now) != request.revision:
+                return True
+            if now >= ends:
+                return False
+            await self._publisher.changed(min(WATCH_S, ends - now))
+            await asyncio.sleep(WATCH_PAUSE_S)  # what changes together is looked at together
+            found = self._store.state.tokens.get(token.id)
+            if found is None:
+                return True
+            token = found
+        return token
+
+    def _revision(self, request: EnrollRequest, services: tuple[str, ...], now: float) -> str:
+        """Names what an agent is told, but for its credential."""
+        placed = self._placement.place(request, services, now)
+        told = (
+            [self._publisher.rule(service) for service in services],
+            sorted((one.host, one.tls_port, one.quic_port, one.node) for one in placed.endpoints),
+            placed.placed,
+        )
+        return hashlib.blake2b(msgspec.msgpack.encode(told), digest_size=9).hexdigest()
+
+    def _ground(self, request: EnrollRequest, token: TokenRecord) -> Ground:
+        publisher = self._publisher
         return Ground(
             domain=self.settings.domain,
             own_hostnames=self.settings.own_hostnames,
-            manifest_tunnels=self._publisher.manifest_tunnels,
+            manifest_tunnels=publisher.manifest_tunnels
+            if request.adhoc is not None
+            else publisher.manifest_tunnels_of(token),
             claims=self._store.state.claims,
         )
 
@@ -176,4 +236,8 @@ class Control:
             visitors=self.visitors,
             offers=placed.offers,
             placed=placed.placed,
+            watch_s=WATCH_S,
+            revision=self._revision(
+                msgspec.structs.replace(request, placed=placed.placed or request.placed), services, now
+            ),
         )

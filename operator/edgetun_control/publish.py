@@ -17,6 +17,7 @@ import msgspec
 
 from edgetun_control.compile_state import Compiled, compile_state
 from edgetun_control.store import Store, StoreState, decide_ended_tokens, ended_since
+from edgetun_core.credentials import TokenRecord
 from edgetun_core.snapshot import Snapshot, TunnelRule
 
 log = logging.getLogger("edgetun.control.publish")
@@ -71,6 +72,23 @@ class Publisher:
     def problems(self) -> tuple[str, ...]:
         """What is wrong in the store, a line each, for the person who keeps it."""
         return self._compiled.problems
+
+    def manifest_tunnels_of(self, token: TokenRecord) -> dict[str, tuple[str, ...]]:
+        """A folder holds few tunnels: all of them."""
+        return self._compiled.manifest_tunnels
+
+    async def changed(self, timeout_s: float) -> None:
+        """Returns when another snapshot is published, or after the time."""
+        changed = asyncio.Event()
+        first = self._snapshot
+        stop = self.subscribe(lambda snapshot: changed.set() if snapshot is not first else None)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            stop()
 
     def rule(self, tunnel_id: str) -> TunnelRule | None:
         """What is served as this tunnel."""

@@ -21,7 +21,7 @@ from edgetun_control.store import Claim, decide_ended_tokens, ended_since
 from edgetun_control.stores.kubernetes import KubernetesStore
 from edgetun_core.api.tunnel import Tunnel, TunnelSpec
 from edgetun_core.compile import allows_region, pool_rule, tunnel_rule
-from edgetun_core.credentials import TokenState
+from edgetun_core.credentials import TokenRecord, TokenState
 from edgetun_core.snapshot import PoolRule, Snapshot, TunnelRule
 
 log = logging.getLogger("edgetun.control.publish")
@@ -51,6 +51,8 @@ class FleetPublisher:
         self._end_timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
         self._settled.set()
+        self._next = asyncio.Event()
+        self._by_namespace: dict[str, set[str]] = {}
         self._is_running = False
         self.published_total = 0
         self.last_cost_s = 0.0
@@ -76,6 +78,25 @@ class FleetPublisher:
     def manifest_tunnels(self) -> Mapping[str, tuple[str, ...]]:
         """The tunnels of manifests that are served: id -> hostnames."""
         return self._manifests
+
+    def manifest_tunnels_of(self, token: TokenRecord) -> Mapping[str, tuple[str, ...]]:
+        """Those of the namespaces that the token's patterns name."""
+        namespaces = {pattern.partition("/")[0] for pattern in token.tunnels}
+        if not namespaces or any("*" in namespace for namespace in namespaces):
+            return self._manifests
+        return {
+            tunnel_id: self._manifests[tunnel_id]
+            for namespace in namespaces
+            for tunnel_id in self._by_namespace.get(namespace, ())
+        }
+
+    async def changed(self, timeout_s: float) -> None:
+        """Returns when something else is published, or after the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._next.wait()
+        except TimeoutError:
+            pass
 
     def rule(self, tunnel_id: str) -> TunnelRule | None:
         """What is served as this tunnel."""
@@ -174,6 +195,8 @@ class FleetPublisher:
         for subscriber in tuple(self._subscribers):
             subscriber(self)
         self._settled.set()
+        self._next.set()
+        self._next = asyncio.Event()
         self.last_cost_s = time.perf_counter() - began
 
     def _look_at(self, tunnel_id: str) -> None:
@@ -183,12 +206,14 @@ class FleetPublisher:
             self._rules.pop(tunnel_id, None)
             self._specs.pop(tunnel_id, None)
             self._manifests.pop(tunnel_id, None)
+            self._by_namespace.get(tunnel_id.partition("/")[0], set()).discard(tunnel_id)
             return
         rule = tunnel_rule(tunnel, verdict.hostnames)
         self._rules[tunnel_id] = rule
         self._specs[tunnel_id] = tunnel.spec
         if tunnel_id not in self._adhoc:
             self._manifests[tunnel_id] = rule.hostnames
+            self._by_namespace.setdefault(tunnel_id.partition("/")[0], set()).add(tunnel_id)
 
     def _watch_ends(self) -> None:
         """Tokens end by themselves too."""

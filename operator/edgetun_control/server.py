@@ -1,6 +1,7 @@
 """Control over HTTPS: the few paths that agents ask, as an aiohttp application that can share the sessions' TLS port.
 
     POST /v1/register, /v1/renew    Authorization: Bearer <cluster token>, body `EnrollRequest`, answer `EnrollResponse`
+    POST /v1/watch                  the same question, held: 200 when a renewal would say something new, 204 after a while
     GET  /ca.pem                    the CA that the token pins; public
     GET  /v1/time, /healthz
 
@@ -28,6 +29,7 @@ from edgetun_core.enrollment import (
     RENEW_PATH,
     TIME_PATH,
     UNREADABLE,
+    WATCH_PATH,
     EnrollRequest,
     RefusalBody,
 )
@@ -66,6 +68,7 @@ STATUS_BY_REASON: Final = {
     "InternalError": 500,
     "StoreUnavailable": 503,
     "NoExitNode": 503,
+    "TooManyWatchers": 503,
 }
 
 _request_decoder: Final = msgspec.json.Decoder(EnrollRequest)
@@ -104,6 +107,11 @@ def build_app(control: Control, ca_pem: bytes | None, *, require_tls: bool = Tru
                     address, Refused("InvalidRequest", f"the body is no enrollment: {error}", "update the agent")
                 )
             )
+        if request.path == WATCH_PATH:
+            changed = await control.watch(token.strip(), wanted, address)
+            if isinstance(changed, Refused):
+                return _refuse(changed)
+            return _json(200, b"{}") if changed else web.Response(status=204)
         answer = await control.enroll(token.strip(), wanted, address)
         if isinstance(answer, Refused):
             return _refuse(answer)
@@ -123,6 +131,7 @@ def build_app(control: Control, ca_pem: bytes | None, *, require_tls: bool = Tru
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_answer_failures])
     app.router.add_post(REGISTER_PATH, enroll)
     app.router.add_post(RENEW_PATH, enroll)
+    app.router.add_post(WATCH_PATH, enroll)
     app.router.add_get(CA_PATH, ca)
     app.router.add_get(TIME_PATH, tell_time)
     app.router.add_get("/healthz", health)

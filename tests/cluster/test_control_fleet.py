@@ -297,3 +297,23 @@ def test_a_name_that_an_agent_asks_for_is_reserved_and_outlives_it(fleet: Fleet)
     )
     assert other.line("error: (.*)").group(1).startswith(f"the name {own} belongs to another token")
     fleet.client.delete(reservation)
+
+
+@pytest.mark.timeout(180)
+def test_an_agent_that_runs_hears_of_a_tunnel_that_comes_later_and_serves_it(fleet: Fleet) -> None:
+    agent = fleet.agent(fleet.token())
+    agent.line("ready in")
+    wait_for(lambda: fleet.status() == 200, 10)
+    with commands.an_origin("later") as origin:
+        later = tunnel(fleet.namespace, "later", fleet.name)
+        later["spec"]["origin"]["url"] = origin.url
+        fleet.apply(later)
+        host = f"later.{fleet.name}.example.com"
+        began = time.monotonic()
+        wait_for(lambda: commands.visit(fleet.http_port, host=host).body == "later /", 20, "the new tunnel serves")
+        assert time.monotonic() - began < 10
+        assert fleet.status("/still") == 200
+        fleet.client.delete(later)
+        wait_for(lambda: commands.visit(fleet.http_port, host=host).status == 404, 10)
+    reservation = {"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": {"name": host}}
+    fleet.client.delete(reservation)
