@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from edgetun_core.pki import DevelopmentCA
 from edgetun_core.snapshot import Snapshot
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.node import ExitNode, NodeLimits
+
+log = logging.getLogger("edgetun")
 
 
 class LocalEdge:
@@ -32,6 +36,7 @@ class LocalEdge:
         self.session = LocalSession(self.origins)
         self.http_port = -1
         self.https_port = -1
+        self._making_ca: asyncio.Task[None] | None = None
         self.apply(snapshot)
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -52,12 +57,14 @@ class LocalEdge:
         if http_port >= 0:
             self.http_port = (await self.node.listen_http(host, http_port)).port
         if https_port >= 0:
+            ca, given = DevelopmentCA(state / "ca"), list(certificates)
             store = CertificateStore(
-                list(certificates),
-                development=DevelopmentCA(state / "ca"),
+                given,
+                development=ca,
                 may_issue=lambda name: self.node.router.table.find(name.encode()) is not None,
             )
             self.https_port = (await self.node.listen_https(host, https_port, store)).port
+            self._making_ca = asyncio.create_task(self._make_ca(ca, not given), name="make the development CA")
 
     def urls(self, hostname: str) -> list[str]:
         """Where visitors find a hostname."""
@@ -68,6 +75,16 @@ class LocalEdge:
             found.append(f"https://{hostname}" + ("" if self.https_port == 443 else f":{self.https_port}"))
         return found
 
+    async def _make_ca(self, ca: DevelopmentCA, is_told: bool) -> None:
+        """So that it can be imported before the first visitor speaks TLS; in a thread, as its library takes a while to load."""
+        try:
+            await asyncio.to_thread(lambda: ca.ca_pem)
+        except ConfigError as error:
+            log.warning("%s", error)
+            return
+        if is_told:
+            log.info("https is signed by %s; import that, or browsers will warn", ca.certificate_file)
+
     async def drain(self, deadline_s: float) -> None:
         """Goes away in good order."""
         await self.node.drain(deadline_s)
@@ -76,5 +93,7 @@ class LocalEdge:
 
     async def close(self) -> None:
         """Goes away at once."""
+        if self._making_ca is not None:
+            await asyncio.wait((self._making_ca,))
         await self.node.close()
         await self.origins.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from edgetun_core.exits import ExitCode
 from support.commands import Command, an_origin, run, visit
-from support.waiting import wait_for
 
 PORTS = ("--http-port", "0", "--https-port", "-1")
 
@@ -53,14 +53,18 @@ def test_an_edit_takes_effect_and_a_broken_one_keeps_what_was(tmp_path: Path) ->
             assert "Traceback" not in edge.said
 
 
-@pytest.mark.parametrize("command", ["up", "validate", "compile"])
+BAD_URL = TUNNEL.format(name="shop", url="localhost 3000")
+
+
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("command", "text", "says"),
     [
-        (TUNNEL.format(name="shop", url="localhost 3000"), ":8"),
-        (TUNNEL.format(name="shop", url="http://localhost:1").replace("hostnames", "hostname"), ":6"),
-        ("kind: [", ":2: not YAML"),
-        ("kind: Tunnnel\napiVersion: edgetun.dev/v1alpha1\n", "Tunnnel"),
+        ("up", BAD_URL, ":8"),
+        ("validate", BAD_URL, ":8"),
+        ("compile", BAD_URL, ":8"),
+        ("up", TUNNEL.format(name="shop", url="http://localhost:1").replace("hostnames", "hostname"), ":6"),
+        ("validate", "kind: [", ":2: not YAML"),
+        ("compile", "kind: Tunnnel\napiVersion: edgetun.dev/v1alpha1\n", "Tunnnel"),
     ],
 )
 def test_a_mistake_in_a_manifest_is_told_with_its_line(command: str, text: str, says: str, tmp_path: Path) -> None:
@@ -120,10 +124,11 @@ def test_a_snapshot_is_obeyed_and_taken_anew_when_it_changes(tmp_path: Path) -> 
         assert visit(port, host="store.localhost").status == 404
         written(tmp_path, "http://localhost:1", "store")
         assert run("edgetun", "compile", "-f", str(tmp_path / "tunnel.yaml"), "-o", str(out)).ended() == ExitCode.OK
-        wait_for(lambda: visit(port, host="store.localhost").status == 503)
+        node.line(r"snapshot \d+: 1 tunnel")
+        assert visit(port, host="shop.localhost").status == 404
         out.write_bytes(b"garbage")
         node.line("warning: keeping the last good snapshot")
-        assert visit(port, host="store.localhost").status == 503
+        assert visit(port, host="shop.localhost").status == 404
         assert node.stop() == ExitCode.OK
 
 
@@ -146,3 +151,13 @@ def test_wrong_input_of_an_exit_node_is_exit_2(flags: tuple[str, ...], says: str
         assert node.ended(8) == ExitCode.USAGE
         assert says in node.err
         assert "Traceback" not in node.err
+
+
+def test_the_manifests_of_the_readme_are_right(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        manifest = tmp_path / "tunnel.yaml"
+        manifest.write_text(block)
+        assert run("edgetun", "validate", "-f", str(manifest)).said.endswith("all is well\n")
