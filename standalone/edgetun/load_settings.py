@@ -71,20 +71,16 @@ def _arrivals(settings: LoadSettings) -> Arrivals:
 
 
 def parse_headers(pieces: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """`Name: value` texts as pairs.
-
-    Settings split lists at commas, also inside a field; a piece that starts no field of its own continues the one before.
-    """
+    """`Name: value` texts as pairs. A flag's value is one field, commas and all; raises `ConfigError` for what is none."""
     fields: list[tuple[str, str]] = []
     for piece in pieces:
-        if _STARTS_HEADER.match(piece):
-            name, _, value = piece.partition(":")
-            fields.append((name, value.strip()))
-        elif fields:
-            name, value = fields.pop()
-            fields.append((name, f"{value}, {piece}"))
-        else:
-            raise ConfigError(f"--header {piece!r} is not a header field", remedy='write "Name: value"')
+        if not _STARTS_HEADER.match(piece):
+            raise ConfigError(
+                f"--header {piece!r} is not a header field",
+                remedy='write "Name: value", each with a --header of its own (EDGETUN_HEADER ends a field at a comma)',
+            )
+        name, _, value = piece.partition(":")
+        fields.append((name, value.strip()))
     return tuple(fields)
 
 

@@ -103,14 +103,17 @@ def test_a_rate_without_an_end_is_refused() -> None:
         plan_from_settings(LoadSettings("http://localhost/", rate=5))
 
 
-def test_a_field_with_commas_is_put_together_again() -> None:
-    assert parse_headers(["Accept: text/html", "*/*", "If-Modified-Since: Sun", "06 Nov 1994 08:49:37 GMT", "b:"]) == (
-        ("Accept", "text/html, */*"),
+def test_a_header_flag_is_one_field_with_its_commas() -> None:
+    assert parse_headers(
+        ["Accept: text/html,*/*, a/b: c", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT", "b:"]
+    ) == (
+        ("Accept", "text/html,*/*, a/b: c"),
         ("If-Modified-Since", "Sun, 06 Nov 1994 08:49:37 GMT"),
         ("b", ""),
     )
-    with pytest.raises(ConfigError, match="--header"):
-        parse_headers(["nonsense"])
+    for wrong in (["nonsense"], ["Accept: a", "nonsense"], [": x"], ["two words: x"]):
+        with pytest.raises(ConfigError, match="--header"):
+            parse_headers(wrong)
 
 
 def test_connect_is_host_and_port() -> None:
