@@ -102,6 +102,8 @@ async def _run(settings: AgentSettings, started: float) -> int:
         stack.push_async_callback(agent.close)
         places = [enrollment.placed]
         agent.start()
+        keeping = _keep(keeper, placing, agent)
+        stack.push_async_callback(_end, keeping)
         if await _unless_stopped(_connected(agent, settings.connect_timeout_s), signals) is None:
             return ExitCode.OK
         for tunnel in enrollment.tunnels:
@@ -109,7 +111,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
         log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(started))
         settle()
         _start_admin(settings, agent, origins, stack)
-        await _until_stopped(signals, keeper, recent, agent, placing)
+        await _until_stopped(signals, (*keeping, asyncio.create_task(tell_requests(recent), name="tell requests")))
         log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
         await agent.drain(settings.drain_s)
     return ExitCode.OK
@@ -198,27 +200,32 @@ async def _unless_stopped(work: Any, signals: StopSignals) -> Any:
     return None
 
 
-async def _until_stopped(
-    signals: StopSignals, keeper: CredentialKeeper, recent: RecentRequests, agent: Agent, placing: Placing
-) -> None:
-    stopping = asyncio.create_task(signals.wait(), name="stop signal")
-    others = (
+def _keep(keeper: CredentialKeeper, placing: Placing, agent: Agent) -> tuple[asyncio.Task[None], ...]:
+    """What goes on beside the sessions; from the start, since control may know a better place before the first one opens."""
+    return (
         asyncio.create_task(keeper.run(), name="renew the credential"),
-        asyncio.create_task(tell_requests(recent), name="tell requests"),
         asyncio.create_task(placing.watch(keeper.renew_soon), name="watch control"),
         asyncio.create_task(
             renew_while_cut_off(lambda: agent.is_connected, keeper.renew_soon), name="renew while cut off"
         ),
     )
+
+
+async def _end(tasks: tuple[asyncio.Task[None], ...]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_stopped(signals: StopSignals, others: tuple[asyncio.Task[None], ...]) -> None:
+    stopping = asyncio.create_task(signals.wait(), name="stop signal")
     try:
         await asyncio.wait((stopping, *others), return_when=asyncio.FIRST_COMPLETED)
         for task in others:
             if task.done():
                 task.result()  # none of them has an end of its own
     finally:
-        for task in (stopping, *others):
-            task.cancel()
-        await asyncio.wait((stopping, *others))
+        await _end((stopping, *others))
 
 
 def _start_admin(settings: AgentSettings, agent: Agent, origins: Origins, stack: AsyncExitStack) -> None:
