@@ -147,7 +147,7 @@ def run_host_list(settings: HostListSettings) -> int:
 
 def run_host_release(settings: HostReleaseSettings) -> int:
     release_host(_state(settings), settings.host)
-    print(f"{settings.host} is free again")
+    print(f"{settings.host} is free again; a running server knows it within two seconds")
     return ExitCode.OK
 
 

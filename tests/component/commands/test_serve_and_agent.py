@@ -38,12 +38,16 @@ def test_a_name_belongs_to_the_token_that_took_it_first(server: Server, tmp_path
     hosts = run("edgetun", "host", "list", "--state", str(server.state))
     assert "mine.localhost" in hosts.out
     assert run("edgetun", "host", "release", "mine.localhost", "--state", str(server.state)).ended() == ExitCode.OK
-    with (
-        an_origin("other") as origin,
-        server.agent(second, tmp_path / "b", "--origin", origin.url, "--host", "mine") as other,
-    ):
-        other.line("ready in")
-        assert visit(server.port, host="mine.localhost").body == "other /"
+
+    def taken_over() -> bool:
+        """The server looks at its folder every now and then."""
+        with server.agent(second, tmp_path / "b", "--origin", origin.url, "--host", "mine") as other:
+            if other.line("ready in|belongs to another token")[0] != "ready in":
+                return False
+            return visit(server.port, host="mine.localhost").body == "other /"
+
+    with an_origin("other") as origin:
+        wait_for(taken_over)
 
 
 def test_revoking_a_token_ends_its_agent_and_no_other(server: Server, tmp_path: Path) -> None:
