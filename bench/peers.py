@@ -1,6 +1,6 @@
 """Finds or builds the systems that edgetun is measured beside: frp, rathole, piko, nginx, wrk.
 
-Built once, from the Go module proxy and crates.io by their ordinary clients, into a cache outside the clone
+Built once, as a Go module or a crate by the ordinary clients, into a cache outside the clone
 (`~/.cache/edgetun-bench`, or `$EDGETUN_BENCH_CACHE`). Versions are pinned so that figures of different days compare.
 
     python bench/peers.py            # say what is there and what is missing
