@@ -297,6 +297,7 @@ def test_two_replicas_have_one_leader_and_the_other_takes_over(
             name = f"p{unique}"
             apply(pool(name))
             wait_for(lambda: deployment(client, name, namespace), 20, "the Deployment")
+            one.settled()  # the Deployment is only the first of the pool's objects
             assert two.metric("edgetun_operator_reconciles_total") == 0
             assert one.stop() == 0
             wait_for(two.leads, 10, "the second leads at once: the first gave the Lease back")

@@ -106,6 +106,7 @@ class Front:
         """Counts a connection from here on."""
         high = self.limits.write_buffer_bytes
         connection.transport.set_write_buffer_limits(high=high, low=high // 4)
+        connection.active = self.now  # the loop may have taken a turn since it was made; nobody is idle who just came
         self.connections.add(connection)
         self.counters.connections_open += 1
         self.counters.connections_total += 1
