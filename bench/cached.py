@@ -13,16 +13,8 @@ from pathlib import Path
 
 import subjects
 from baselines import nginx_cache, nginx_origin, write_certificate
-from harness import BenchError, Column, Row, Running, Subject, cpu_of, measure, parse_arguments, report, run_main, wrk
-from peers import require
-
-COLUMNS = [
-    Column("rps", "requests/s", 0, ratio=True),
-    Column("cpu", "CPU s per 100,000", 2, ratio=True, less_is_better=True),
-    Column("p50", "p50 ms", 2),
-    Column("p99", "p99 ms", 2),
-    Column("errors", "errors"),
-]
+from harness import Running, Subject, measure, parse_arguments, report, run_main
+from keep_alive import COLUMNS, keep_alive_run
 
 
 @contextmanager
@@ -35,21 +27,7 @@ def nginx_tls(origin: Running) -> Iterator[Running]:
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
-    program = require("wrk")
-
-    def one(running: Running, row: Row) -> None:
-        wrk(program, running, connections=64, seconds=min(1.0, arguments.seconds))
-        with cpu_of(running) as spent:
-            result = wrk(program, running, connections=64, seconds=arguments.seconds)
-        if not result.requests:
-            raise BenchError("it answered nothing")
-        row.add(
-            rps=result.rps,
-            cpu=spent[0] / result.requests * 100_000,
-            p50=result.p50_ms,
-            p99=result.p99_ms,
-            errors=result.errors,
-        )
+    one = keep_alive_run(arguments)
 
     with nginx_origin(fresh_s=3600) as origin:
         plain: dict[str, Subject] = {

@@ -10,16 +10,8 @@ from functools import partial
 import rivals
 import subjects
 from baselines import direct, nginx_origin, nginx_proxy
-from harness import BenchError, Column, Row, Running, Subject, cpu_of, measure, parse_arguments, report, run_main, wrk
-from peers import require
-
-COLUMNS = [
-    Column("rps", "requests/s", 0, ratio=True),
-    Column("cpu", "CPU s per 100,000", 2, ratio=True, less_is_better=True),
-    Column("p50", "p50 ms", 2),
-    Column("p99", "p99 ms", 2),
-    Column("errors", "errors"),
-]
+from harness import Running, Subject, measure, parse_arguments, report, run_main
+from keep_alive import COLUMNS, keep_alive_run
 
 
 def the_subjects(origin: Running) -> dict[str, Subject]:
@@ -40,21 +32,7 @@ def the_subjects(origin: Running) -> dict[str, Subject]:
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
-    program = require("wrk")
-
-    def one(running: Running, row: Row) -> None:
-        wrk(program, running, connections=64, seconds=min(1.0, arguments.seconds))  # warm up
-        with cpu_of(running) as spent:
-            result = wrk(program, running, connections=64, seconds=arguments.seconds)
-        if not result.requests:
-            raise BenchError("it answered nothing")
-        row.add(
-            rps=result.rps,
-            cpu=spent[0] / result.requests * 100_000,
-            p50=result.p50_ms,
-            p99=result.p99_ms,
-            errors=result.errors,
-        )
+    one = keep_alive_run(arguments)
 
     with nginx_origin() as origin:
         rows = measure(the_subjects(origin), one, repeats=arguments.repeats, only=arguments.only)
