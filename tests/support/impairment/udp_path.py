@@ -1,0 +1,158 @@
+"""A UDP port on the way to another one, with a `Wire` each way; a NAT that can forget its bindings. In the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from support.impairment.wire import GOOD, Impairment, Wire
+
+Address = tuple[Any, ...]
+
+
+class UdpPath(asyncio.DatagramProtocol):
+    """Datagrams from diallers go `up` to the target, its answers come `down`. Each dialler has a port of its own at the target's side."""
+
+    def __init__(self, target: Address, up: Impairment, down: Impairment, seed: int) -> None:
+        self.up = Wire(up, seed)
+        self.down = Wire(down, seed + 1)
+        self.rebindings = 0
+        self._target = target
+        self._loop = asyncio.get_running_loop()
+        self._front: asyncio.DatagramTransport | None = None
+        self._backs: dict[Address, _Back] = {}
+        self._retired: list[_Back] = []
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._is_closed = False
+
+    @property
+    def port(self) -> int:
+        assert self._front is not None
+        return int(self._front.get_extra_info("sockname")[1])
+
+    @property
+    def ports_at_target(self) -> list[int]:
+        """The ports from which the target sees the diallers."""
+        return [back.port for back in self._backs.values()]
+
+    def set(
+        self, both: Impairment | None = None, *, up: Impairment | None = None, down: Impairment | None = None
+    ) -> None:
+        """Another weather from now on, both ways or one."""
+        self.up.impairment = both or up or self.up.impairment
+        self.down.impairment = both or down or self.down.impairment
+
+    async def rebind(self) -> None:
+        """The NAT forgets: each dialler's next datagram leaves from another port, and answers to the old one are lost."""
+        for address, old in list(self._backs.items()):
+            self._backs[address] = await self._bind(address)
+            old.is_forgotten = True
+            self._retired.append(old)
+        self.rebindings += 1
+
+    # asyncio.DatagramProtocol
+
+    def connection_made(self, transport: Any) -> None:
+        self._front = transport
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        back = self._backs.get(addr)
+        if back is None:
+            back = self._backs[addr] = _Back(self, addr)
+            back.binding = self._loop.create_task(back.bind(self._target))
+        self._later(self.up, len(data), lambda: self._backs[addr].send(data))
+
+    def answer(self, data: bytes, addr: Address) -> None:
+        """The target sent something to a dialler."""
+        self._later(self.down, len(data), lambda: self._front.sendto(data, addr) if self._front is not None else None)
+
+    async def _bind(self, address: Address) -> _Back:
+        back = _Back(self, address)
+        await back.bind(self._target)
+        return back
+
+    def _later(self, wire: Wire, size_bytes: int, deliver: Any) -> None:
+        now = self._loop.time()
+        at = wire.carry(size_bytes, now)
+        if at is None:
+            return
+        if at <= now:
+            deliver()
+            return
+
+        def fire() -> None:
+            self._timers.discard(handle)
+            if not self._is_closed:
+                deliver()
+
+        handle = self._loop.call_at(at, fire)
+        self._timers.add(handle)
+
+    def close(self) -> None:
+        self._is_closed = True
+        for timer in self._timers:
+            timer.cancel()
+        if self._front is not None:
+            self._front.close()
+        for back in (*self._backs.values(), *self._retired):
+            back.close()
+
+
+class _Back(asyncio.DatagramProtocol):
+    """A dialler's port at the target's side. What comes before it is bound waits, within reason."""
+
+    def __init__(self, path: UdpPath, address: Address) -> None:
+        self.is_forgotten = False
+        self.binding: asyncio.Task[None] | None = None
+        self._path = path
+        self._address = address
+        self._transport: asyncio.DatagramTransport | None = None
+        self._early: list[bytes] = []
+
+    async def bind(self, target: Address) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=(target[0], target[1]))
+        early, self._early = self._early, []
+        for data in early:
+            self._transport.sendto(data)
+
+    @property
+    def port(self) -> int:
+        return int(self._transport.get_extra_info("sockname")[1]) if self._transport is not None else 0
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.sendto(data)
+        elif len(self._early) < 100:
+            self._early.append(data)
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        if not self.is_forgotten:
+            self._path.answer(data, self._address)
+
+    def error_received(self, exc: Exception) -> None:
+        """The target's port is closed: a dialler behind a NAT would not hear of it."""
+
+    def close(self) -> None:
+        if self.binding is not None:
+            self.binding.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+
+@contextlib.asynccontextmanager
+async def udp_path(
+    target_port: int, both: Impairment = GOOD, *, down: Impairment | None = None, seed: int = 1, host: str = "127.0.0.1"
+) -> AsyncIterator[UdpPath]:
+    """A path to `target_port`; its own port is `path.port`."""
+    loop = asyncio.get_running_loop()
+    _, path = await loop.create_datagram_endpoint(
+        lambda: UdpPath((host, target_port), both, down or both, seed), local_addr=(host, 0)
+    )
+    try:
+        yield path
+    finally:
+        path.close()
+        await asyncio.sleep(0.01)
