@@ -18,11 +18,13 @@ from edgetun_agent.backoff import Backoff
 from edgetun_agent.dialling import AgentSession, Attempt
 from edgetun_agent.endpoints import decide_endpoint
 from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
+from edgetun_agent.probe import goes_by
 from edgetun_agent.race import UdpMemory, Wanted, decide_transports
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import AuthError, ConfigError, EdgetunError
 from edgetun_core.http.exchange import Handler
 from edgetun_core.pki import Trust
+from edgetun_core.transport.way import Way
 from edgetun_core.wire.hello import Hello
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Agent:
         transport: Wanted = "auto",
         quic_engine: str = "qh3",
         sessions: int = LEAST_SESSIONS,
+        way: Way | None = None,
         rng: random.Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,6 +73,7 @@ class Agent:
         self.on_refused = on_refused
         self.transport: Wanted = transport
         self.quic_engine = quic_engine
+        self.way = way
         self.counters = AgentCounters()
         self.last_error: EdgetunError | None = None
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
@@ -197,9 +201,8 @@ class Agent:
 
     def attempt(self, endpoint: Endpoint, session_id: str, wanted: Wanted) -> Attempt:
         """Prepares one race; raises `ConfigError` when the endpoint offers no transport that is wanted."""
-        transports = decide_transports(
-            wanted, endpoint.quic_port > 0, endpoint.tls_port > 0, self.udp(endpoint), monotonic()
-        )
+        has_quic = endpoint.quic_port > 0 and (wanted == "quic" or not goes_by(self.way, endpoint))
+        transports = decide_transports(wanted, has_quic, endpoint.tls_port > 0, self.udp(endpoint), monotonic())
         if not transports:
             raise ConfigError(
                 f"exit node {endpoint.host} does not offer transport {wanted}", remedy="choose --transport auto"
@@ -213,6 +216,7 @@ class Agent:
             self.quic_engine,
             self.sessions_changed,
             self._generation,
+            self.way,
         )
 
     def opened(self, attempt: Attempt) -> None:
@@ -389,6 +393,7 @@ class _Slot:
                 and runner is not None
                 and runner.transport == "tls"
                 and session.endpoint.quic_port > 0
+                and not goes_by(agent.way, session.endpoint)
             )
             udp = agent.udp(session.endpoint)
             wait_s = max(0.1, udp.dead_until - monotonic()) if may_improve and udp.times else None

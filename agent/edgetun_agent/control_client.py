@@ -8,7 +8,9 @@ from __future__ import annotations
 import ssl
 import time
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+from edgetun_agent.proxy import Proxy
 from edgetun_core.errors import AuthError, EdgetunError, ProtocolError, UpstreamUnreachable
 
 if TYPE_CHECKING:
@@ -55,11 +57,17 @@ async def exchange(
     *,
     body: bytes = b"",
     fields: dict[str, str] | None = None,
+    proxy: Proxy | None = None,
 ) -> tuple[int, bytes]:
     """One request on a connection of its own; never follows a redirect. Raises `ControlUnreachable`, `CertificateMismatch`."""
     import aiohttp
 
-    connector = aiohttp.TCPConnector(ssl=context, limit=1, force_close=True)
+    parts = urlsplit(url)
+    of_proxy: tuple[type[Exception], ...] = proxy.errors() if proxy is not None else ()
+    if proxy is not None and proxy.leads_to(parts.hostname or "", parts.port or 443):
+        connector = proxy.connector(context)
+    else:
+        connector = aiohttp.TCPConnector(ssl=context, limit=1, force_close=True)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False) as session,
@@ -80,6 +88,10 @@ async def exchange(
             f"{_base(url)} cannot be reached ({why})",
             remedy="check that the server runs and that its port is open to this network",
         ) from None
+    except of_proxy as error:
+        assert proxy is not None
+        told = proxy.explain(error, parts.hostname or "", parts.port or 443)
+        raise ControlUnreachable(told.message, remedy=told.remedy) from None
     except (aiohttp.ClientError, OSError) as error:
         # `error` may quote what the peer sent, which is not for people; its kind says enough.
         raise ControlUnreachable(

@@ -32,6 +32,7 @@ from edgetun_core.pki import Trust
 from edgetun_core.transport.engines import dial
 from edgetun_core.transport.link import Link
 from edgetun_core.transport.runner import SessionListener, SessionRunner
+from edgetun_core.transport.way import Way
 from edgetun_core.wire.hello import Hello
 
 LINK_TIMEOUT_S = 5.0
@@ -135,10 +136,12 @@ class Attempt:
         quic_engine: str,
         changed: Callable[[], None],
         generation: int = 0,
+        way: Way | None = None,
     ) -> None:
         self.generation = generation
         """Which `Agent.reopen` the hello knows of."""
         self._endpoint = endpoint
+        self._way = way
         self._race = Race(transports)
         self._hello = hello
         self._handler = handler
@@ -228,6 +231,7 @@ class Attempt:
                 user=runner,
                 timeout_s=LINK_TIMEOUT_S,
                 server_name=endpoint.server_name or None,
+                way=self._way,
             )
         except EdgetunError as error:
             self._tell(Failed(transport, error))

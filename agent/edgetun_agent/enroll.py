@@ -17,6 +17,7 @@ import msgspec
 
 from edgetun_agent.control_client import CertificateMismatch, ControlUnreachable, ServerDate, exchange
 from edgetun_agent.credential_keeper import CredentialKeeper
+from edgetun_agent.proxy import Proxy
 from edgetun_core.credentials import ClusterToken
 from edgetun_core.enrollment import (
     CA_PATH,
@@ -104,13 +105,14 @@ async def enroll(
     *,
     timeout_s: float = URL_TIMEOUT_S,
     wall_clock: Callable[[], float] = time.time,
+    proxy: Proxy | None = None,
 ) -> Enrollment:
     """Registers with the first of the token's control URLs that answers.
 
     Raises `ControlRefused` when control says no, `CertificateMismatch` when somebody else answers in its place, and
     `ControlUnreachable` otherwise, naming every URL that was tried and what to check.
     """
-    return await _ask(token, request, REGISTER_PATH, timeout_s, wall_clock)
+    return await _ask(token, request, REGISTER_PATH, timeout_s, wall_clock, proxy)
 
 
 async def renew(
@@ -119,12 +121,15 @@ async def renew(
     *,
     timeout_s: float = URL_TIMEOUT_S,
     wall_clock: Callable[[], float] = time.time,
+    proxy: Proxy | None = None,
 ) -> Enrollment:
     """The same question again: control may have new tunnels, endpoints or keys for this agent since. Raises what `enroll` does."""
-    return await _ask(token, request, RENEW_PATH, timeout_s, wall_clock)
+    return await _ask(token, request, RENEW_PATH, timeout_s, wall_clock, proxy)
 
 
-async def watch(token: ClusterToken, request: EnrollRequest, enrollment: Enrollment, trust: Trust) -> bool:
+async def watch(
+    token: ClusterToken, request: EnrollRequest, enrollment: Enrollment, trust: Trust, proxy: Proxy | None = None
+) -> bool:
     """Asks the control that enrolled us to answer when a renewal would say something new; False when nothing did in time.
 
     Raises `ControlUnreachable`, `CertificateMismatch` or `ControlRefused`.
@@ -141,6 +146,7 @@ async def watch(token: ClusterToken, request: EnrollRequest, enrollment: Enrollm
                 MAX_RESPONSE_BYTES,
                 body=msgspec.json.encode(request),
                 fields=fields,
+                proxy=proxy,
             )
     except TimeoutError:
         raise ControlUnreachable(f"{url} did not answer in time") from None
@@ -150,13 +156,18 @@ async def watch(token: ClusterToken, request: EnrollRequest, enrollment: Enrollm
 
 
 async def _ask(
-    token: ClusterToken, request: EnrollRequest, path: str, timeout_s: float, wall_clock: Callable[[], float]
+    token: ClusterToken,
+    request: EnrollRequest,
+    path: str,
+    timeout_s: float,
+    wall_clock: Callable[[], float],
+    proxy: Proxy | None,
 ) -> Enrollment:
     failures: list[EdgetunError] = []
     for url in token.control_urls:
         try:
             async with asyncio.timeout(timeout_s):
-                return await _ask_one(token, url, request, path, wall_clock)
+                return await _ask_one(token, url, request, path, wall_clock, proxy)
         except TimeoutError:
             failures.append(
                 ControlUnreachable(
@@ -173,10 +184,15 @@ async def _ask(
 
 
 async def _ask_one(
-    token: ClusterToken, url: str, request: EnrollRequest, path: str, wall_clock: Callable[[], float]
+    token: ClusterToken,
+    url: str,
+    request: EnrollRequest,
+    path: str,
+    wall_clock: Callable[[], float],
+    proxy: Proxy | None,
 ) -> Enrollment:
     server_date = ServerDate()
-    trust = await _pinned_trust(token, url, server_date)
+    trust = await _pinned_trust(token, url, server_date, proxy)
     body = msgspec.json.encode(request)
     fields = {
         # The one place where the token leaves this process: `context` proves the peer before a byte of it is sent.
@@ -185,7 +201,14 @@ async def _ask_one(
     }
     sent = wall_clock()
     status, answer = await exchange(
-        "POST", url + path, trust.ssl_context(ALPN), server_date, MAX_RESPONSE_BYTES, body=body, fields=fields
+        "POST",
+        url + path,
+        trust.ssl_context(ALPN),
+        server_date,
+        MAX_RESPONSE_BYTES,
+        body=body,
+        fields=fields,
+        proxy=proxy,
     )
     received = wall_clock()
     if status != 200:
@@ -214,12 +237,12 @@ async def _ask_one(
     )
 
 
-async def _pinned_trust(token: ClusterToken, url: str, server_date: ServerDate) -> Trust:
+async def _pinned_trust(token: ClusterToken, url: str, server_date: ServerDate, proxy: Proxy | None) -> Trust:
     """The CA that the token names, fetched from whoever answers and believed for its fingerprint alone."""
     if not token.ca_fingerprint:
         return Trust(ca_pem=None)
     unverified = Trust(insecure=True).ssl_context(ALPN)
-    status, answer = await exchange("GET", url + CA_PATH, unverified, server_date, MAX_CA_BYTES)
+    status, answer = await exchange("GET", url + CA_PATH, unverified, server_date, MAX_CA_BYTES, proxy=proxy)
     try:
         offered = certificates_der(answer) if status == 200 else []
     except ValueError:

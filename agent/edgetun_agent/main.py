@@ -19,6 +19,7 @@ from edgetun_agent.identity import default_state_dir, read_agent_id
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin
 from edgetun_agent.placing import Placing, renew_while_cut_off
+from edgetun_agent.proxy import Proxy
 from edgetun_agent.serve import Origins
 from edgetun_agent.settings import AgentSettings
 from edgetun_agent.tell import tell_requests
@@ -53,7 +54,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         settings = load_settings(AgentSettings, sys.argv[1:], os.environ, prog="edgetun-agent")
-        hide_arguments([settings.cluster_token])
+        hide_arguments([settings.cluster_token, settings.proxy])
         setup_logging(json=settings.json, quiet=settings.quiet, level=settings.log_level)
         return run_loop(_run(settings, started))
     except EdgetunError as error:
@@ -68,9 +69,12 @@ async def _run(settings: AgentSettings, started: float) -> int:
     raise_open_files_limit()
     token = ClusterToken.parse(settings.cluster_token)
     request = build_request(settings, read_agent_id(settings.name, settings.state or default_state_dir()))
+    proxy = Proxy(settings.proxy, settings.no_proxy) if settings.proxy else None
+    if proxy is not None:
+        log.info("going out through %s; sessions are on TLS where it is used", proxy)
     signals = StopSignals()
     async with AsyncExitStack() as stack:
-        placing = Placing(token, request, quic_engine=settings.engine, transport=settings.transport)
+        placing = Placing(token, request, quic_engine=settings.engine, transport=settings.transport, proxy=proxy)
         enrollment = await _unless_stopped(placing.enroll(), signals)
         if enrollment is None:
             return ExitCode.OK
@@ -98,6 +102,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
             transport=settings.transport,
             quic_engine=settings.engine,
             sessions=settings.sessions,
+            way=proxy,
         )
         stack.push_async_callback(agent.close)
         places = [enrollment.placed]

@@ -15,6 +15,7 @@ import msgspec
 
 from edgetun_agent.enroll import Enrollment, enroll, renew, watch
 from edgetun_agent.probe import probe_offers
+from edgetun_agent.proxy import Proxy
 from edgetun_core.credentials import ClusterToken
 from edgetun_core.enrollment import EnrollRequest, Probe
 from edgetun_core.errors import EdgetunError
@@ -34,12 +35,19 @@ class Placing:
     """Enrolls one agent. What was offered last is measured before every renewal, so a better place is found in time."""
 
     def __init__(
-        self, token: ClusterToken, request: EnrollRequest, *, quic_engine: str = "qh3", transport: str = "auto"
+        self,
+        token: ClusterToken,
+        request: EnrollRequest,
+        *,
+        quic_engine: str = "qh3",
+        transport: str = "auto",
+        proxy: Proxy | None = None,
     ) -> None:
         self._token = token
         self._request = msgspec.structs.replace(request, can_probe=True)
         self._quic_engine = quic_engine
         self._transport = transport
+        self._proxy = proxy
         self._last: Enrollment | None = None
         self._asked = self._request
 
@@ -56,7 +64,7 @@ class Placing:
             if last is not None and last.watch_s > 0:
                 request = msgspec.structs.replace(self._asked, placed=last.placed, revision=last.revision)
                 try:
-                    is_news = await watch(self._token, request, last, last.control_trust)
+                    is_news = await watch(self._token, request, last, last.control_trust, self._proxy)
                 except EdgetunError as error:
                     log.debug("control cannot be watched now: %s", error)
                 else:
@@ -71,7 +79,7 @@ class Placing:
     async def enroll(self) -> Enrollment:
         """Raises what `enroll.enroll` does."""
         self._asked = self._request
-        first = self._last = await enroll(self._token, self._request)
+        first = self._last = await enroll(self._token, self._request, proxy=self._proxy)
         if not first.offers:
             return first
         try:
@@ -87,10 +95,14 @@ class Placing:
             probes: tuple[Probe, ...] = ()
             if last.offers:
                 probes = await probe_offers(
-                    last.offers, last.trust, quic_engine=self._quic_engine, transport=self._transport
+                    last.offers,
+                    last.trust,
+                    quic_engine=self._quic_engine,
+                    transport=self._transport,
+                    way=self._proxy,
                 )
             request = msgspec.structs.replace(request, probes=probes, placed=last.placed)
-        renewed = await renew(self._token, request)
+        renewed = await renew(self._token, request, proxy=self._proxy)
         self._asked = request
         if last is not None and renewed.placed != last.placed:
             log.info("placed on %s", renewed.placed)

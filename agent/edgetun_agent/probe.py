@@ -17,6 +17,7 @@ from edgetun_core.errors import EdgetunError
 from edgetun_core.pki import Trust
 from edgetun_core.transport.engines import dial
 from edgetun_core.transport.link import Link
+from edgetun_core.transport.way import Way
 
 TRIES: Final = 3
 TRY_TIMEOUT_S: Final = 1.0
@@ -35,17 +36,21 @@ async def probe_offers(
     transport: str = "auto",
     tcp: Measure | None = None,
     quic: Measure | None = None,
+    way: Way | None = None,
 ) -> tuple[Probe, ...]:
-    """One probe per offer, zeros where nobody answered. `transport` other than `auto` measures only that one. Never raises."""
+    """One probe per offer, zeros where nobody answered. `transport` other than `auto` measures only that one. Never raises.
+
+    Where `way` leads, only TCP is measured (unless QUIC alone is wanted), with the way's own time in it.
+    """
     turn = asyncio.Semaphore(AT_ONCE)
-    measure_tcp = tcp or connect_time_s
+    measure_tcp = tcp or (lambda endpoint: connect_time_s(endpoint, way))
     measure_quic = quic or (lambda endpoint: handshake_time_s(endpoint, trust, quic_engine))
 
     async def measure(offer: Offer) -> Probe:
         async with turn:
             tcp_s, quic_s = await asyncio.gather(
-                _best(offer.endpoints, measure_tcp, "tls", transport),
-                _best(offer.endpoints, measure_quic, "quic", transport),
+                _best(offer.endpoints, measure_tcp, "tls", transport, way),
+                _best(offer.endpoints, measure_quic, "quic", transport, way),
             )
         return Probe(offer.pool, offer.region, tcp_s, quic_s)
 
@@ -63,12 +68,14 @@ async def probe_offers(
     return tuple(probes)
 
 
-async def _best(endpoints: Sequence[Endpoint], measure: Measure, kind: str, wanted: str) -> float:
+async def _best(endpoints: Sequence[Endpoint], measure: Measure, kind: str, wanted: str, way: Way | None) -> float:
     """The least of `TRIES` tries at the first endpoint that offers the transport and answers; 0 when none does."""
     if wanted not in ("auto", kind):
         return 0.0
     for endpoint in endpoints:
         if (endpoint.tls_port if kind == "tls" else endpoint.quic_port) <= 0:
+            continue
+        if kind == "quic" and wanted == "auto" and goes_by(way, endpoint):
             continue
         answered = []
         for _ in range(TRIES):
@@ -81,9 +88,20 @@ async def _best(endpoints: Sequence[Endpoint], measure: Measure, kind: str, want
     return 0.0
 
 
-async def connect_time_s(endpoint: Endpoint) -> float:
-    """One round trip: SYN and its answer."""
+def goes_by(way: Way | None, endpoint: Endpoint) -> bool:
+    """Whether an endpoint is reached by the way: then there is no QUIC to it unless somebody insists."""
+    return way is not None and way.leads_to(endpoint.host, endpoint.tls_port)
+
+
+async def connect_time_s(endpoint: Endpoint, way: Way | None = None) -> float:
+    """One round trip: SYN and its answer; through a proxy also the proxy's own."""
     began = monotonic()
+    if way is not None and goes_by(way, endpoint):
+        try:
+            (await way.connect(endpoint.host, endpoint.tls_port, TRY_TIMEOUT_S)).close()
+        except EdgetunError:
+            return 0.0
+        return max(monotonic() - began, 1e-6)
     try:
         async with asyncio.timeout(TRY_TIMEOUT_S):
             _, writer = await asyncio.open_connection(endpoint.host, endpoint.tls_port)

@@ -36,6 +36,19 @@ class AgentSettings:
     )
     transport: Literal["auto", "quic", "tls"] = setting("auto", "Transport of sessions; auto tries QUIC first.")
     engine: Literal["qh3", "aioquic"] = setting("qh3", "QUIC implementation.")
+    proxy: str = setting(
+        "",
+        "Proxy to the outside, http://HOST:PORT or socks5://HOST:PORT, with USER:PASSWORD@ where it wants one. QUIC cannot take it.",
+        secret=True,
+        metavar="URL",
+        also_env=("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
+    )
+    no_proxy: tuple[str, ...] = setting(
+        (),
+        "Name (with all below it), address, network or * that is reached without --proxy.",
+        metavar="HOST",
+        also_env=("NO_PROXY", "no_proxy"),
+    )
     sessions: int = setting(2, "Sessions to keep open, to different exit nodes where there are.", minimum=1, maximum=16)
     name: str = setting("", "This agent's lasting name. Default: one made once and kept in the state folder.")
     state: Path | None = setting(None, "Folder for the agent's name. Default: ~/.local/share/edgetun.")

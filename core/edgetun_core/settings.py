@@ -70,6 +70,7 @@ class _Declared(NamedTuple):
     minimum: float | None
     maximum: float | None
     parse: Callable[[str], Any] | None
+    also_env: tuple[str, ...]
 
 
 def setting(
@@ -86,14 +87,18 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     parse: Callable[[str], Any] | None = None,
+    also_env: tuple[str, ...] = (),
 ) -> T:
     """Declares one setting: its default (`REQUIRED`: none), help for people, and how it differs from the rules above.
 
     `flag` and `env` override the derived names, `short` adds a one-letter flag (`"-f"`), `positional` makes it an argument
     without a flag, `several` lets the flag of a list take more than one value at once (`-f a b`). `parse` reads text where
-    the type alone does not say how; it raises `ValueError` with a message for a person.
+    the type alone does not say how; it raises `ValueError` with a message for a person. `also_env` names variables that other
+    programs heed too (`HTTPS_PROXY`); they come after the setting's own and before the file.
     """
-    declared = _Declared(help, secret, flag, env, short, positional, several, metavar, minimum, maximum, parse)
+    declared = _Declared(
+        help, secret, flag, env, short, positional, several, metavar, minimum, maximum, parse, also_env
+    )
     # REQUIRED is a default to the dataclass only: `from_namespace` refuses before it could be seen.
     return dataclasses.field(default=default, metadata={_KEY: declared}, repr=not secret)
 
@@ -123,6 +128,12 @@ class SettingInfo(NamedTuple):
     minimum: float | None
     maximum: float | None
     parse: Callable[[str], Any] | None
+    also_env: tuple[str, ...] = ()
+
+    @property
+    def env_text(self) -> str:
+        """Its environment variables, the strongest first."""
+        return ", ".join((self.env, *self.also_env))
 
     @property
     def default_text(self) -> str:
@@ -170,6 +181,7 @@ def describe_settings(cls: type[Any]) -> tuple[SettingInfo, ...]:
                 minimum=declared.minimum,
                 maximum=declared.maximum,
                 parse=declared.parse,
+                also_env=declared.also_env,
             )
         )
     return tuple(found)
@@ -272,7 +284,7 @@ def _help_of(info: SettingInfo) -> str:
         facts.append(f"default {info.default_text}")
     if info.kind == "list" and info.flag:
         facts.append("may be given several times")
-    facts.append(f"env {info.env}")
+    facts.append(f"env {info.env_text}")
     return f"{info.help} ({'; '.join(facts)})"
 
 
@@ -357,6 +369,9 @@ def _given(
         return info.env, environ[info.env]
     if info.secret and environ.get(f"{info.env}_FILE"):
         return _secret_from_file(f"{info.env}_FILE", environ[f"{info.env}_FILE"], problems)
+    for name in info.also_env:
+        if environ.get(name):
+            return name, environ[name]
     if info.key in table:
         return f"{file_name}: {info.key}", table[info.key]
     if info.secret and f"{info.key}-file" in table:

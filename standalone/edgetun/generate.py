@@ -232,7 +232,7 @@ def _setting_row(info: SettingInfo) -> str:
         flag = f"`{info.flag} {info.metavar}`"
     if info.short:
         flag = f"`{info.short}`, {flag}"
-    env = f"`{info.env}`"
+    env = ", ".join(f"`{name}`" for name in (info.env, *info.also_env))
     if info.secret:
         flag += f", `{info.flag}-file PATH`"
         env += f", `{info.env}_FILE`"

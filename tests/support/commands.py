@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,14 +29,24 @@ MODULES = {
 
 
 class Command:
-    """A command that runs. Both of its outputs are read as they come; `said` is all of them."""
+    """A command that runs. Both of its outputs are read as they come; `said` is all of them.
 
-    def __init__(self, program: str, *argv: str, environ: Mapping[str, str] | None = None, stdin: str = "") -> None:
+    `within` stands before it, as to run it in a network namespace.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        *argv: str,
+        environ: Mapping[str, str] | None = None,
+        stdin: str = "",
+        within: Sequence[str] = (),
+    ) -> None:
         self.argv = (program, *argv)
         home = {"HOME": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent", "PYTHONUNBUFFERED": "1"}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGETUN_")}
         self.process = subprocess.Popen(
-            (sys.executable, "-m", MODULES[program], *argv),
+            (*within, sys.executable, "-m", MODULES[program], *argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

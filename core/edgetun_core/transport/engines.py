@@ -14,6 +14,7 @@ from typing import Protocol
 from edgetun_core.errors import ConfigError
 from edgetun_core.pki import DevelopmentCA, ServerIdentity, Trust, fingerprint
 from edgetun_core.transport.link import Link, LinkUser
+from edgetun_core.transport.way import Way
 
 __all__ = [
     "DEFAULT_MAX_LINKS",
@@ -57,10 +58,12 @@ async def dial(
     user: LinkUser,
     timeout_s: float = HANDSHAKE_TIMEOUT_S,
     server_name: str | None = None,
+    way: Way | None = None,
 ) -> Link:
     """Opens a link; `user.on_open` has been called when this returns.
 
-    `server_name` is the name or IP address that the certificate must carry, `host` when it is None. Raises
+    `server_name` is the name or IP address that the certificate must carry, `host` when it is None. `way` is for `tls`:
+    QUIC always goes directly, since no proxy in use carries UDP. Raises
     `UpstreamUnreachable` (nothing there, or no answer within `timeout_s`), `AuthError` (certificate not trusted or for another
     name) or `ProtocolError` (not an edgetun listener); after any of these `user` was never called.
     """
@@ -68,7 +71,7 @@ async def dial(
         case "tls":
             from edgetun_core.transport.tls_dial import dial_tls
 
-            return await dial_tls(host, port, trust, user, timeout_s, server_name)
+            return await dial_tls(host, port, trust, user, timeout_s, server_name, way)
         case "qh3" | "aioquic":
             from edgetun_core.transport.quic_dial import dial_quic
 

@@ -25,6 +25,7 @@ from edgetun_core.transport.tls import (
     peer_address,
     tune,
 )
+from edgetun_core.transport.way import Way
 
 
 class _DialledLane(LaneConnection):
@@ -79,18 +80,25 @@ class _DialledLane(LaneConnection):
 class _Dialling:
     """Opens the bulk lane beside a link that is up already, and never keeps it from closing."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext, name: str, timeout_s: float, way: Way | None
+    ) -> None:
         self.host, self.port, self.context, self.name, self.timeout_s = host, port, context, name, timeout_s
+        self._way = way if way is not None and way.leads_to(host, port) else None
         self._task: asyncio.Task[None] | None = None
         self._bulk: _DialledLane | None = None
 
     async def connect(self, lane: _DialledLane) -> None:
-        """Raises `OSError` (also `ssl.SSLError`) or `TimeoutError`."""
+        """Raises `OSError` (also `ssl.SSLError`), `TimeoutError`, or what the way raises."""
         until = asyncio.get_running_loop().time() + self.timeout_s
         await self._handshake(await self._connect_tcp(until), lane, until)
 
     async def _connect_tcp(self, until: float) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
+        if self._way is not None:
+            sock = await self._way.connect(self.host, self.port, max(0.01, until - loop.time()))
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock)
+            return transport
         async with asyncio.timeout_at(until):
             found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         failure: Exception = OSError(f"{self.host} has no address")
@@ -138,7 +146,7 @@ class _Dialling:
     async def _open_bulk(self, lane: _DialledLane) -> None:
         try:
             await self.connect(lane)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, EdgetunError):
             pass  # a link without a bulk lane works
 
     def stop(self, link: TlsLink) -> None:
@@ -149,11 +157,17 @@ class _Dialling:
 
 
 async def dial_tls(
-    host: str, port: int, trust: Trust, user: LinkUser, timeout_s: float, server_name: str | None
+    host: str,
+    port: int,
+    trust: Trust,
+    user: LinkUser,
+    timeout_s: float,
+    server_name: str | None,
+    way: Way | None = None,
 ) -> TlsLink:
     """See `engines.dial`."""
     name = server_name or host
-    dialling = _Dialling(host, port, trust.ssl_context([ALPN]), name, timeout_s)
+    dialling = _Dialling(host, port, trust.ssl_context([ALPN]), name, timeout_s, way)
     link = TlsLink(user, os.urandom(16), os.urandom(32), dialling.stop)
     lane = _DialledLane(REGULAR, link)
     try:
