@@ -41,6 +41,10 @@ class YamlError(ConfigError):
         self.line = line
 
 
+def _too_deep(line: int) -> YamlError:
+    return YamlError(f"nested more than {MAX_DEPTH} levels deep", line, remedy="a resource needs no more than ten")
+
+
 class Node:
     """A value and where it stands. A mapping has `fields` (name -> its line and node), a sequence has `items`."""
 
@@ -107,8 +111,7 @@ def read_documents(data: bytes) -> Iterator[Node | YamlError]:
                 depth += 1
                 if depth > MAX_DEPTH:
                     # Also within a document that is refused already: libyaml's work grows with the square of the depth.
-                    what = f"nested more than {MAX_DEPTH} levels deep"
-                    yield YamlError(what, _line(event), remedy="a resource needs no more than ten")
+                    yield _too_deep(_line(event))
                     return
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
@@ -131,6 +134,9 @@ def read_documents(data: bytes) -> Iterator[Node | YamlError]:
         mark = error.problem_mark or error.context_mark
         what = " ".join(str(error.problem or error.context or "cannot be read").split())
         line = mark.line + 1 if mark is not None else 1
+        if "nesting depth" in what:  # newer releases of libyaml have a bound of their own, and read ahead of the events
+            yield _too_deep(line)
+            return
         yield YamlError(f"not YAML: {what}", line, remedy="check indentation, colons and quotes around this line")
     except yaml.YAMLError as error:
         what = " ".join(str(error).split())[:120]
@@ -175,9 +181,7 @@ class _Builder:
     def _open(self, event: Any, line: int) -> None:
         if len(self._stack) >= MAX_DEPTH:
             self.is_hostile = True
-            raise YamlError(
-                f"nested more than {MAX_DEPTH} levels deep", line, remedy="a resource needs no more than ten"
-            )
+            raise _too_deep(line)
         is_mapping = isinstance(event, yaml.MappingStartEvent)
         plain = _TAG + ("map" if is_mapping else "seq")
         if event.tag is not None and event.tag not in ("!", plain):
