@@ -16,7 +16,7 @@ from time import monotonic
 
 from edgetun_agent.backoff import Backoff
 from edgetun_agent.dialling import AgentSession, Attempt
-from edgetun_agent.endpoints import decide_endpoint
+from edgetun_agent.endpoints import decide_crowded, decide_endpoint
 from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
 from edgetun_agent.probe import goes_by
 from edgetun_agent.race import UdpMemory, Wanted, decide_transports
@@ -111,10 +111,16 @@ class Agent:
                 await self._changed.wait()
 
     def update(self, endpoints: Sequence[Endpoint], trust: Trust) -> None:
-        """Takes what a renewed enrollment says; sessions that stand are not touched."""
+        """Takes what a renewed enrollment says. A session beside another at one exit node goes to one that is new."""
         if endpoints:
             self.endpoints = tuple(endpoints)
         self.trust = trust
+        used = [slot.endpoint for slot in self._slots if slot.endpoint is not None]
+        crowded = decide_crowded(self.endpoints, used, self._failures)
+        for session in reversed(self._sessions):
+            if session.endpoint == crowded and _is_serving(session):
+                session.leave("there is another exit node")
+                return
 
     def retry_now(self) -> None:
         """Ends every slot's wait, as when the credential was renewed or the network came back."""
@@ -190,7 +196,12 @@ class Agent:
     def choose_endpoint(self, slot: _Slot) -> Endpoint:
         """Where a slot connects next."""
         used = [other.endpoint for other in self._slots if other is not slot and other.endpoint is not None]
-        leaving = {session.endpoint for session in self._sessions if session.is_draining and not session.is_over}
+        # Behind an address without a node's name there are others: the region's Service leads to one that stays.
+        leaving = {
+            session.endpoint
+            for session in self._sessions
+            if session.endpoint.node and session.is_draining and not session.is_over
+        }
         return decide_endpoint(self.endpoints, used, self._failures, leaving)
 
     def udp(self, endpoint: Endpoint) -> UdpMemory:

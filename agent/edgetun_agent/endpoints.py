@@ -32,3 +32,12 @@ def decide_endpoint(
             endpoints.index(endpoint),
         ),
     )
+
+
+def decide_crowded(
+    endpoints: Sequence[Endpoint], used: Sequence[Endpoint], failures: Mapping[Endpoint, int]
+) -> Endpoint | None:
+    """The endpoint that has more than one session while another that works has none; a session of it is better off there."""
+    if all(endpoint in used or failures.get(endpoint, 0) for endpoint in endpoints):
+        return None
+    return next((endpoint for endpoint in endpoints if used.count(endpoint) > 1), None)

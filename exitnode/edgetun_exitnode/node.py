@@ -26,7 +26,7 @@ from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.listening import explain
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
-from edgetun_exitnode.observe.counters import TunnelCounters
+from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
 from edgetun_exitnode.pipeline.forward import ForwardStage
 from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeaderStage, ResponseHeaderStage
 from edgetun_exitnode.pipeline.limits import LimitStage
@@ -87,6 +87,7 @@ class ExitNode:
         self.snapshot: Snapshot | None = None
         self.is_draining = False
         self._plans = PlanBuilder(self._build_route)
+        self._requests = RateMeter(clock())
 
     def apply(self, snapshot: Snapshot) -> None:
         """Obeys a snapshot from the next request on."""
@@ -193,6 +194,10 @@ class ExitNode:
     def exchanges_in_flight(self) -> int:
         """Exchanges that wait for an origin's answer."""
         return sum(plan.counters.in_flight for plan in self.router.table.plans.values())
+
+    def requests_per_second(self) -> float:
+        """Answers to visitors per second of late, whoever gave them: cache, collapse, origin or a refusal."""
+        return self._requests.per_second(self._clock(), sum(self.context.counters.responses))
 
     def cache_outcomes(self) -> tuple[tuple[str, int], ...]:
         """How requests were answered, over all tunnels; `hit` and `collapsed` spared the origin a request."""

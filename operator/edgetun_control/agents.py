@@ -16,7 +16,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,6 +27,7 @@ from edgetun_cluster.informer import Change, Informer
 from edgetun_cluster.kinds import AGENT, AGENT_TOKEN, LEASE, Key, Object
 from edgetun_cluster.leases import lease_object
 from edgetun_control.exits.fleet import FollowingNode, SilentFleetListener
+from edgetun_control.exits.orders import AgentSeen, SessionSeen
 from edgetun_control.placement import Placed
 from edgetun_control.stores.kubernetes import MANAGER, KubernetesStore
 from edgetun_core.api.conditions import ConditionType, Reason, parse_timestamp, timestamp
@@ -46,6 +47,8 @@ FORGET_S: Final = 3600.0
 NODE_AWAY_S: Final = 30.0
 MOST_TUNNELS: Final = 256
 MOST_NODES: Final = 16
+MOST_PLACED: Final = 512
+"""Characters."""
 
 AgentKey = tuple[str, str]
 """Id of the cluster token and of the agent."""
@@ -60,6 +63,7 @@ class _Entry:
     software: str = ""
     pool: str = ""
     region: str = ""
+    placed: str = ""
     rtt_s: float = 0.0
     sessions: dict[str, tuple[FollowingNode, SessionInfo]] = field(default_factory=dict)
     written: Object | None = None
@@ -117,6 +121,20 @@ class AgentBook(SilentFleetListener):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def whereabouts(self) -> Iterator[AgentSeen]:
+        """Agents with sessions at nodes that follow this replica: where they are, and where control has placed them."""
+        for (token_id, agent_id), entry in self._entries.items():
+            if not entry.sessions:
+                continue
+            shown = (self._agents.get(entry.name, entry.token.namespace) or {}).get("status") or {}
+            placed = entry.placed or str(shown.get("placed") or "")
+            yield AgentSeen(
+                f"{token_id}/{agent_id}",
+                frozenset(filter(None, placed.split(","))),
+                tuple(SessionSeen(node.name, session_id) for session_id, (node, _) in entry.sessions.items()),
+                frozenset(map(str, shown.get("nodes") or ())) if shown.get("sessions") else frozenset(),
+            )
+
     # ---- what happens
 
     def registered(self, request: EnrollRequest, token: TokenRecord, services: tuple[str, ...], placed: Placed) -> None:
@@ -127,6 +145,7 @@ class AgentBook(SilentFleetListener):
         entry.has_registered = True
         entry.services = services[:MOST_TUNNELS]
         entry.software = request.software[:128]
+        entry.placed = placed.placed[:MOST_PLACED]
         first = placed.placed.partition(",")[0]
         entry.pool, _, entry.region = first.partition("/")
         if placed.rtt_s is not None:
@@ -285,6 +304,8 @@ class AgentBook(SilentFleetListener):
             "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else str(shown.get("rtt") or ""),
             "sessions": len(sessions) + len(others),
         }
+        if placed := entry.placed or str(shown.get("placed") or ""):
+            status["placed"] = placed
         since = [timestamp(min(info.since for info in sessions))] if sessions else []
         if others and shown.get("since"):
             since.append(str(shown["since"]))

@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from edgetun_cluster.client import Cluster
+from edgetun_cluster.informer import Change
 from edgetun_cluster.system_secrets import EXIT_NODE_AUDIENCE
 from edgetun_control.agents import AgentBook
 from edgetun_control.control import Control, ControlSettings
 from edgetun_control.exits.fleet import Fleet
+from edgetun_control.exits.giving_orders import OrderGiver
 from edgetun_control.exits.identity import Account, IdentityService
 from edgetun_control.exits.server import ExitListener, build_exit_app
 from edgetun_control.placement import FleetPlacement
 from edgetun_control.publish_fleet import FleetPublisher
 from edgetun_control.regions import ClusterRegions
 from edgetun_control.server import ControlEntrance, build_app
-from edgetun_control.stores.kubernetes import KubernetesStore
+from edgetun_control.stores.kubernetes import KubernetesStore, Seen
+from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.errors import AddressUnavailable
 from edgetun_core.pki import ServerIdentity
 
@@ -28,6 +31,14 @@ log = logging.getLogger("edgetun.control")
 SERVICE: Final = "edgetun-control"
 _ACCOUNT: Final = "system:serviceaccount:"
 _POD: Final = "authentication.kubernetes.io/pod-name"
+
+
+def _reachable(pool: Seen[ExitPool] | None) -> object:
+    """Of a pool what decides where its agents can go; not how many sessions there are, which changes all the time."""
+    if pool is None:
+        return None
+    regions = pool.status.get("regions") or ()
+    return pool.resource, [(one.get("name"), one.get("addresses"), bool(one.get("available"))) for one in regions]
 
 
 class TokenReviewer:
@@ -85,7 +96,9 @@ class ClusterControl:
             ),
             clock=clock,
         )
-        placement = FleetPlacement(ClusterRegions(self.store, self.publisher, self.fleet))
+        regions = ClusterRegions(self.store, self.publisher, self.fleet)
+        placement = FleetPlacement(regions)
+        self.orders = OrderGiver(self.fleet, regions, self.agents)
         settings = ControlSettings(domain=domain, own_hostnames=names, most_watchers=max_connections * 3 // 4)
         self.control = Control(settings, self.store, self.publisher, placement, clock=clock)
         self.control.on_registered = self.agents.registered
@@ -102,7 +115,10 @@ class ClusterControl:
         await self.store.start(wait_s)
         await self.publisher.start()
         self.publisher.subscribe(self.fleet.published)
+        self.fleet.on_nodes_changed = self.publisher.wake
+        self.store.pools.on_change(self._pool_changed)
         self.agents.start()
+        self.orders.start()
         secrets = self.store.secrets
         assert secrets.authority is not None
         self._identity = ServerIdentity(secrets.control_cert_pem, secrets.control_key_pem)
@@ -130,10 +146,15 @@ class ClusterControl:
             self._server.close()
         if self._entrance is not None:
             await self._entrance.close()
+        await self.orders.close()
         await self._exits.close()
         await self.agents.close()
         await self.publisher.close()
         await self.store.close()
+
+    def _pool_changed(self, change: Change[Seen[ExitPool]]) -> None:
+        if _reachable(change.old) != _reachable(change.new):
+            self.publisher.wake()
 
     def _secrets_changed(self) -> None:
         from edgetun_core.pki import load_chain

@@ -185,6 +185,7 @@ class Control:
             [self._publisher.rule(service) for service in services],
             sorted((one.host, one.tls_port, one.quic_port, one.node) for one in placed.endpoints),
             placed.placed,
+            placed.measurable if request.can_probe else (),
         )
         return hashlib.blake2b(msgspec.msgpack.encode(told), digest_size=9).hexdigest()
 

@@ -40,6 +40,10 @@ def collect_control(control: ClusterControl) -> Iterable[Metric]:
     yield gauge("edgetun_control_publication_seconds", "What the last publication cost.", control.publisher.last_cost_s)
     yield counter("edgetun_control_stream_messages", "Messages to exit nodes.", control.fleet.messages_sent)
     yield counter("edgetun_control_stream_bytes", "Bytes to exit nodes.", control.fleet.bytes_sent)
+    orders = CounterMetricFamily("edgetun_control_orders", "Orders to exit nodes.", labels=["order"])
+    orders.add_metric(["move"], control.orders.moved_total)
+    orders.add_metric(["drain"], control.orders.drained_total)
+    yield orders
     yield counter("edgetun_control_identities", "Certificates issued.", control.identities.issued_total)
     yield counter("edgetun_control_identities_refused", "Certificates refused.", control.identities.refused_total)
     yield counter("edgetun_control_agents_written", "Writes of Agents.", control.agents.writes_total)

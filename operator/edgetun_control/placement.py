@@ -34,6 +34,13 @@ class NodeView:
     is_draining: bool = False
 
 
+class ToldOfRegion(NamedTuple):
+    """What the ExitPool's status says of a region: of all its exit nodes, and a few seconds old."""
+
+    available: int
+    sessions: int
+
+
 @dataclass(frozen=True, slots=True)
 class RegionView:
     """One region that the agent's tunnels may be served in."""
@@ -46,6 +53,7 @@ class RegionView:
     sessions: int = 0
     capacity: int = DEFAULT_CAPACITY
     """Sessions that it can hold; 0 when no exit node is there."""
+    told: ToldOfRegion | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +63,11 @@ class RegionView:
     def load(self) -> float:
         """Part of the capacity that is used; 1 and more: full."""
         return self.sessions / self.capacity if self.capacity > 0 else 1.0
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether an exit node is there, and can be reached."""
+        return self.capacity > 0 and self.is_reachable
 
     @property
     def is_reachable(self) -> bool:
@@ -137,6 +150,8 @@ class Placed:
     offers: tuple[Offer, ...] = ()
     placed: str = ""
     rtt_s: float | None = None
+    measurable: tuple[str, ...] = ()
+    """Regions that have an exit node now. When they change, an agent that measures has something new to measure."""
 
 
 class Placement(Protocol):
@@ -187,6 +202,7 @@ class FleetPlacement:
         offers: list[Offer] = []
         placed: list[str] = []
         rtts: list[float] = []
+        measurable: list[str] = []
         for pool, regions in sorted(by_pool.items()):
             choice = decide_placement(tuple(regions.values()), probes, current.get(pool, ""), request.agent_id)
             if not choice.ranked:
@@ -195,6 +211,7 @@ class FleetPlacement:
             placed.append(choice.ranked[0].name)
             rtt_s = round_trip_s(probes.get(choice.ranked[0].name))
             rtts.extend([rtt_s] if rtt_s is not None else [])
+            measurable.extend(sorted(name for name, region in regions.items() if region.has_nodes))
             if request.can_probe and len(regions) > 1:
                 offers.extend(
                     Offer(region.pool, region.region, tuple(_region_endpoints(region, request.agent_id)[:2]))
@@ -202,5 +219,9 @@ class FleetPlacement:
                 )
         unique = tuple(dict.fromkeys(endpoints))
         return Placed(
-            unique[: 2 * MOST_ENDPOINTS], tuple(offers[:MOST_OFFERED]), ",".join(placed), min(rtts, default=None)
+            unique[: 2 * MOST_ENDPOINTS],
+            tuple(offers[:MOST_OFFERED]),
+            ",".join(placed),
+            min(rtts, default=None),
+            tuple(measurable),
         )

@@ -98,6 +98,11 @@ class FleetPublisher:
         except TimeoutError:
             pass
 
+    def wake(self) -> None:
+        """Exit nodes or addresses are others: whoever waits in `changed` looks again."""
+        self._next.set()
+        self._next = asyncio.Event()
+
     def rule(self, tunnel_id: str) -> TunnelRule | None:
         """What is served as this tunnel."""
         return self._rules.get(tunnel_id)
@@ -195,8 +200,7 @@ class FleetPublisher:
         for subscriber in tuple(self._subscribers):
             subscriber(self)
         self._settled.set()
-        self._next.set()
-        self._next = asyncio.Event()
+        self.wake()
         self.last_cost_s = time.perf_counter() - began
 
     def _look_at(self, tunnel_id: str) -> None:

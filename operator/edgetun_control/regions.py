@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgetun_control.exits.fleet import Fleet
-from edgetun_control.placement import DEFAULT_CAPACITY, NodeView, RegionView
+from edgetun_control.placement import DEFAULT_CAPACITY, NodeView, RegionView, ToldOfRegion
 from edgetun_control.publish_fleet import FleetPublisher
 from edgetun_control.stores.kubernetes import KubernetesStore
+from edgetun_core.api.exitpool import ExitPool, region_plans
 from edgetun_core.compile import allows_region
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.fleet_identity import inner_name
@@ -21,6 +22,34 @@ class ClusterRegions:
         self._store = store
         self._publisher = publisher
         self._fleet = fleet
+        self._closed: dict[str, tuple[ExitPool, frozenset[str]]] = {}
+
+    def pool(self, name: str) -> ExitPool | None:
+        """The pool as it is written now."""
+        seen = self._store.pools.get(name)
+        return seen.resource if seen is not None else None
+
+    def is_closed(self, pool: str, region: str) -> bool:
+        """Whether the pool wants no exit node in the region (any more). Unknown pools are nobody's to close."""
+        resource = self.pool(pool)
+        return resource is not None and region in self._closed_regions(resource, region)
+
+    def _closed_regions(self, pool: ExitPool, region: str) -> frozenset[str]:
+        known = self._closed.get(pool.metadata.name)
+        if known is None or known[0] is not pool:
+            plans = region_plans(pool.spec)
+            closed = {plan.name for plan in plans if plan.autoscaling is None and plan.replicas == 0}
+            known = self._closed[pool.metadata.name] = (pool, frozenset(closed))
+        if region not in {one.name for one in pool.spec.regions}:
+            return known[1] | {region}
+        return known[1]
+
+    def view(self, pool: str, region: str) -> RegionView:
+        """One region, whoever may be served there."""
+        seen = self._store.pools.get(pool)
+        status = seen.status if seen is not None else {}
+        said = {one.get("name", ""): one for one in status.get("regions") or ()}
+        return self._view(pool, region, said.get(region, {}))
 
     def regions_for(self, service: str) -> Iterable[RegionView]:
         """The regions that the tunnel allows."""
@@ -32,7 +61,7 @@ class ClusterRegions:
         return [
             self._view(spec.pool.name, region.name, said.get(region.name, {}))
             for region in seen.resource.spec.regions
-            if allows_region(spec, region.name)
+            if allows_region(spec, region.name) and not self.is_closed(spec.pool.name, region.name)
         ]
 
     def _view(self, pool: str, region: str, status: Mapping[str, Any]) -> RegionView:
@@ -62,4 +91,5 @@ class ClusterRegions:
             addresses,
             sum(node.load.sessions for node in serving),
             capacity + elsewhere * DEFAULT_CAPACITY,
+            ToldOfRegion(int(status.get("available") or 0), int(status.get("sessions") or 0)) if status else None,
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,30 @@ Apply = Callable[..., Object]
 @pytest.fixture(scope="module", autouse=True)
 def _crds(cluster: ControlPlane) -> None:
     cluster.install_crds(crds())
+
+
+@contextmanager
+def visiting(visit: Callable[[], int]) -> Iterator[list[int]]:
+    """A visitor who comes again and again; the statuses that were answered, complete after the end."""
+    answers: list[int] = []
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.wait(0.05):
+            answers.append(visit())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        thread.join(30)
+    assert answers
+
+
+def shown_places(fleet: Fleet) -> list[Object]:
+    return [{name: one["status"].get(name) for name in ("nodes", "placed")} for one in fleet.connected()]
 
 
 class Fleet:
@@ -276,6 +301,40 @@ def test_two_regions_are_measured_and_one_that_dies_is_survived(fleet: Fleet) ->
     for n in range(20):
         assert fleet.status(f"/{n}") == 200
     wait_for(lambda: fleet.status("/later") == 200, 5)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fleet", [("eu", "us")], indirect=True)
+def test_a_region_that_appears_is_used_and_one_that_is_emptied_lets_its_agents_go_and_gets_them_back(
+    fleet: Fleet,
+) -> None:
+    agent = fleet.agent(fleet.token(), "laptop")
+    agent.line("ready in")
+    wait_for(lambda: fleet.connected()[0]["status"]["nodes"] == ["exit-1"], 15, "it is where the only exit node is")
+    assert fleet.connected()[0]["status"]["placed"] == f"{fleet.name}/eu"
+
+    tunnel_port, http_port = free_ports(2)
+    fleet.start_exit_node("us", "exit-2", http_port, tunnel_port)
+    second = fleet.agent(fleet.token("others"), "second")
+    second.line("ready in")
+
+    def wants(eu: int) -> None:
+        regions = [{"name": "eu", "replicas": eu}, {"name": "us"}]
+        named = {"apiVersion": GROUP_VERSION, "kind": "ExitPool", "metadata": {"name": fleet.name}}
+        fleet.client.patch(named, {"spec": {"regions": regions}})
+
+    with visiting(lambda: fleet.status(port=http_port)) as answers:
+        wants(0)
+        fleet.exit_node.line("control says: take no sessions", 30)
+        where = [{"nodes": ["exit-2"], "placed": f"{fleet.name}/us"}] * 2
+        wait_for(lambda: shown_places(fleet) == where, 30, "nobody is left in the empty region")
+        wants(1)
+        fleet.exit_node.line("control says: take sessions again", 30)
+        both = [["exit-1", "exit-2"]] * 2
+        wait_for(lambda: [one["nodes"] for one in shown_places(fleet)] == both, 30, "it is used again")
+    assert set(answers) == {200}
+    assert fleet.control is not None
+    assert "could not be given" not in fleet.control.said
 
 
 @pytest.mark.timeout(240)

@@ -32,6 +32,12 @@ class AgentStatus(Status):
 
     pool: str = Field(default="", max_length=63, description="ExitPool that it is placed on.")
     region: str = Field(default="", max_length=63, description="Region that it is placed on.")
+    placed: str = Field(
+        default="",
+        max_length=512,
+        description="Where control wants it: `pool/region`, with several pools joined by commas.",
+        examples=["default/eu-west"],
+    )
     nodes: list[Text] = Field(default_factory=list, max_length=16, description="Exit nodes that it has sessions with.")
     transport: str = Field(default="", max_length=32, description="`quic`, `tls`, or both with a comma.")
     rtt: str = Field(
@@ -57,6 +63,7 @@ class Agent(Resource):
         Column("Transport", ".status.transport", description="QUIC or TLS."),
         Column("RTT", ".status.rtt", description="Round trip to the region."),
         Column("Since", ".status.since", "date", "How long it is connected."),
+        Column("Placed", ".status.placed", description="Where control wants it.", wide=True),
         Column("Token", ".spec.token", description="AgentToken that it registered with.", wide=True),
         Column("Software", ".spec.software", description="Its version.", wide=True),
         *(column._replace(wide=True) for column in ready_columns()),

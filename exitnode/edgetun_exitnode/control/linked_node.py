@@ -63,6 +63,7 @@ class LinkedNode:
         acceptor = self._node.acceptor
         acceptor.is_draining = order.on or self._node.is_draining
         log.info("control says: %s", "take no sessions" if order.on else "take sessions again")
+        acceptor.on_change()  # control hears at once that it was heard
         if order.on:
             for admitted in acceptor.admitted():
                 admitted.runner.drain(order.deadline_s, order.reason or "control drains this exit node")

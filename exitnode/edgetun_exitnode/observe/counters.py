@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -50,3 +51,30 @@ class TunnelCounters:
         self.in_flight = 0
         self.no_session = 0
         self.upstream_seconds = Histogram()
+
+
+RATE_OVER_S = 10.0
+"""A rate is taken over at least this long, so that one burst or one quick scrape is no trend."""
+MOST_SAMPLES = 256
+
+
+class RateMeter:
+    """How fast a counter grows, from what it said at the scrapes before: nothing runs between two of them.
+
+    However many ask, and how often: a rate is over the last `RATE_OVER_S` or, with rarer scrapes, since the one before.
+    """
+
+    __slots__ = ("_samples",)
+
+    def __init__(self, now: float, total: int = 0) -> None:
+        self._samples: deque[tuple[float, int]] = deque([(now, total)], maxlen=MOST_SAMPLES)
+
+    def per_second(self, now: float, total: int) -> float:
+        """Notes the counter's value, and says how much it grew per second. Times are the monotonic clock's seconds."""
+        samples = self._samples
+        while len(samples) > 1 and samples[1][0] <= now - RATE_OVER_S:
+            samples.popleft()
+        since, before = samples[0]
+        if now - samples[-1][0] >= 1.0:
+            samples.append((now, total))
+        return max(0.0, (total - before) / (now - since)) if now > since else 0.0

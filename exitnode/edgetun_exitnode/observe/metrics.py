@@ -41,6 +41,7 @@ def _front(node: ExitNode) -> Iterator[Metric]:
     yield _counter(
         "edgetun_visitor_connections_evicted", "Idle connections closed to make room.", counters.connections_evicted
     )
+    yield _gauge("edgetun_requests_per_second", "Visitors answered per second of late.", node.requests_per_second())
     responses = CounterMetricFamily("edgetun_visitor_responses", "Responses by class of status.", labels=["class"])
     for hundreds, count in enumerate(counters.responses):
         if hundreds:

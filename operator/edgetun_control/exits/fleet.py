@@ -56,6 +56,8 @@ class FollowingNode:
     sessions: dict[str, SessionInfo] = field(default_factory=dict)
     waiting_since: float = 0.0
     """When the change under way was sent; 0 while none is."""
+    told_to_drain: bool | None = None
+    """What it was last told over this stream; None: nothing."""
 
 
 class FleetListener(Protocol):
@@ -92,6 +94,8 @@ class Fleet:
         self._clock = clock
         self._histories: dict[RegionKey, History] = {}
         self._nodes: dict[ExitNodeName, FollowingNode] = {}
+        self.on_nodes_changed: Callable[[], None] = lambda: None
+        """Called when a node has come or gone, or takes sessions no longer or again."""
         self.messages_sent = 0
         self.bytes_sent = 0
 
@@ -134,6 +138,7 @@ class Fleet:
         self._nodes[name] = node
         self._send(node, node.feed.opened(hello))
         self.listener.node_changed(node)
+        self.on_nodes_changed()
         return node
 
     def detach(self, node: FollowingNode) -> None:
@@ -144,6 +149,7 @@ class Fleet:
             if not any((other.name.pool, other.name.region) == key for other in self):
                 self._histories.pop(key, None)
             self.listener.node_left(node)
+            self.on_nodes_changed()
 
     def received(self, node: FollowingNode, message: FromNode) -> None:
         """A message came. Raises `ProtocolError` for one that has no place here."""
@@ -161,6 +167,8 @@ class Fleet:
 
     def order(self, node: FollowingNode, order: Move | Drain) -> None:
         """Tells a node to let sessions go."""
+        if isinstance(order, Drain):
+            node.told_to_drain = order.on
         self._send(node, encode(order), is_change=False)
 
     def is_late(self, node: FollowingNode, patience_s: float) -> bool:
@@ -181,8 +189,11 @@ class Fleet:
             if gone is not None:
                 self.listener.session_closed(node, gone)
         if presence.load is not None:
+            has_turned = presence.load.is_draining != node.load.is_draining
             node.load = presence.load
             self.listener.node_changed(node)
+            if has_turned:
+                self.on_nodes_changed()
 
     def _send(self, node: FollowingNode, message: bytes | None, *, is_change: bool = True) -> None:
         if message is None:

@@ -1,4 +1,4 @@
-from edgetun_agent.endpoints import FAILURES_TO_LOOK_ELSEWHERE, decide_endpoint
+from edgetun_agent.endpoints import FAILURES_TO_LOOK_ELSEWHERE, decide_crowded, decide_endpoint
 from edgetun_core.enrollment import Endpoint
 
 A, B, C = (Endpoint(name, 443, 443) for name in ("a", "b", "c"))
@@ -25,3 +25,11 @@ def test_what_drains_is_the_last_choice() -> None:
 
 def test_when_none_works_they_are_tried_in_turn() -> None:
     assert decide_endpoint((A, B), (), {A: 5, B: 4}, ()) == B
+
+
+def test_a_session_beside_another_goes_to_an_exit_node_that_came_later_and_works() -> None:
+    assert decide_crowded((A, B), (A, A), {}) == A
+    assert decide_crowded((A, B), (A, B), {}) is None
+    assert decide_crowded((A,), (A, A), {}) is None
+    assert decide_crowded((A, B), (A, A), {B: 1}) is None, "one that cannot be reached is not worth leaving for"
+    assert decide_crowded((A, B, C), (B, B), {A: 1}) == B

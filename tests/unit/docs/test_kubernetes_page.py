@@ -45,7 +45,7 @@ def test_every_manifest_on_the_page_is_valid() -> None:
 
 
 def test_every_link_inside_the_page_leads_somewhere() -> None:
-    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.+)$", PAGE, re.MULTILINE)}
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^###? (.+)$", PAGE, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= anchors
     folder = Path(__file__).parents[3] / "docs"
     assert all((folder / link).exists() for link in re.findall(r"\]\(([^#)]+)\)", PAGE))
