@@ -33,18 +33,18 @@ class Recorder(Stream):
         super().begin(stream_id)
         self.calls = []
 
-    def on_head(self, received, end):
+    def got_head(self, received, end):
         self.calls.append(("head", received.head, end))
         if self.connection.on_open is not None:
             self.connection.on_open(self)
 
-    def on_body(self, data, end):
+    def got_body(self, data, end):
         self.calls.append(("body", data, end))
 
-    def on_trailers(self, fields):
+    def got_trailers(self, fields):
         self.calls.append(("trailers", fields))
 
-    def on_broken(self, error, code):
+    def got_broken(self, error, code):
         self.calls.append(("broken", code))
 
     def on_full(self):
@@ -71,7 +71,7 @@ class Server(Connection[Recorder]):
         return stream
 
     def refuse_request(self, stream, error, end):
-        stream.send_head(render_block([(b":status", b"%d" % error.status)]), True)
+        stream.put_head(render_block([(b":status", b"%d" % error.status)]), True)
 
 
 class Client(Connection[Recorder]):
@@ -125,16 +125,16 @@ HEAD = RequestHead(b"GET", b"http", b"localhost", b"/a", ((b"a", b"b"),))
 def test_a_client_asks_and_a_server_answers_with_interim_head_body_and_trailers():
     client, server = pair()
     asked = client.ask(RequestHead(b"POST", b"http", b"localhost", b"/", ()), end=False)
-    asked.send_body(b"que", False)
-    asked.send_body(b"stion", True)
+    asked.put_body(b"que", False)
+    asked.put_body(b"stion", True)
     exchange(client, server)
     (stream,) = server.opened
     assert stream.calls[0][0] == "head"
     assert [call[1:] for call in stream.calls[1:]] == [(b"que", False), (b"stion", True)]
-    stream.send_interim(render_block([(b":status", b"103"), (b"link", b"x")]))
-    stream.send_head(OK, False)
-    stream.send_body(b"answer", False)
-    stream.send_trailers(render_block([(b"grpc-status", b"0")]))
+    stream.put_interim(render_block([(b":status", b"103"), (b"link", b"x")]))
+    stream.put_head(OK, False)
+    stream.put_body(b"answer", False)
+    stream.put_trailers(render_block([(b"grpc-status", b"0")]))
     exchange(client, server)
     assert [call[1].status for call in asked.calls[:2]] == [103, 200]
     assert asked.calls[2:] == [("body", b"answer", False), ("trailers", ((b"grpc-status", b"0"),))]
@@ -154,7 +154,7 @@ def test_repeated_blocks_give_the_same_head_object_until_the_table_changes():
 
 
 def test_a_body_leaves_within_both_windows_and_goes_on_with_updates():
-    server = greeted(on_open=lambda stream: stream.send_whole(OK, b"x" * 100_000))
+    server = greeted(on_open=lambda stream: stream.put_whole(OK, b"x" * 100_000))
     server.receive_data(headers(1, *GET))
 
     def sent():
@@ -174,7 +174,7 @@ def test_a_body_leaves_within_both_windows_and_goes_on_with_updates():
 
 
 def test_a_smaller_initial_window_may_make_a_window_negative():
-    server = greeted(on_open=lambda stream: stream.send_whole(OK, b"x" * 80_000))
+    server = greeted(on_open=lambda stream: stream.put_whole(OK, b"x" * 80_000))
     server.receive_data(headers(1, *GET))
     server.data_to_send()
     server.receive_data(settings((0x4, 100)) + build_window_update(0, 1_000_000))
@@ -189,10 +189,10 @@ def test_a_writer_is_paused_at_the_bound_and_resumed_when_the_peer_takes_more():
     server = greeted(H2Limits(stream_queue_bytes=100_000))
     server.receive_data(headers(1, *GET))
     (stream,) = server.opened
-    stream.send_head(OK, False)
+    stream.put_head(OK, False)
     server.data_to_send()
     for _ in range(20):
-        stream.send_body(b"x" * 10_000, False)
+        stream.put_body(b"x" * 10_000, False)
     assert stream.calls.count("full") == 1
     server.data_to_send()
     assert "room" not in stream.calls
@@ -223,7 +223,7 @@ def test_a_stream_that_ends_paused_gives_the_connection_its_window_back():
         server.receive_data(headers(stream_id, *POST, end=False))
         server.opened[-1].pause_receiving()
         server.receive_data(frame(DATA, END_STREAM, stream_id, b"x" * 16_000))
-        server.opened[-1].send_head(OK, True)
+        server.opened[-1].put_head(OK, True)
     assert server.failure is None
     assert server.receive_window + server.unreturned == 65_535
 
@@ -233,8 +233,8 @@ def test_while_the_transport_is_blocked_heads_wait_and_keep_their_place():
     server.receive_data(headers(1, *GET) + headers(3, *GET) + headers(5, *GET))
     server.is_blocked = True
     for stream in server.opened[:2]:
-        stream.send_whole(OK, b"body")
-    server.opened[2].send_head(OK, True)
+        stream.put_whole(OK, b"body")
+    server.opened[2].put_head(OK, True)
     assert server.data_to_send() == b""
     server.is_blocked = False
     found = frames_of(server.data_to_send())
@@ -245,7 +245,7 @@ def test_while_the_transport_is_blocked_heads_wait_and_keep_their_place():
 
 
 def test_a_smaller_header_table_is_confirmed_before_the_next_block():
-    server = greeted(on_open=lambda stream: stream.send_head(OK, True))
+    server = greeted(on_open=lambda stream: stream.put_head(OK, True))
     server.receive_data(settings((0x1, 0)) + headers(1, *GET) + headers(3, *GET))
     blocks = [one.payload for one in frames_of(server.data_to_send()) if one.kind == HEADERS]
     assert blocks == [b"\x20" + OK, OK]
@@ -264,7 +264,7 @@ def test_urgent_responses_go_first_and_incremental_ones_by_turns():
         server.receive_data(headers(stream_id, *GET, *fields))
     server.send_window = 0
     for stream in server.opened:
-        stream.send_whole(OK, b"x" * 30_000)
+        stream.put_whole(OK, b"x" * 30_000)
     server.data_to_send()
     server.receive_data(build_window_update(0, 1 << 20))
     order = [one.stream_id for one in frames_of(server.data_to_send()) if one.kind == DATA]
@@ -283,8 +283,8 @@ def test_the_least_urgent_is_not_starved():
     server.receive_data(headers(1, *GET, (b"priority", b"u=7")) + headers(3, *GET, (b"priority", b"u=0")))
     server.receive_data(settings((0x4, 0x7FFFFFFF)) + build_window_update(0, 1 << 30))
     for stream in server.opened:
-        stream.send_head(OK, False)
-        stream.send_body(b"x" * 1_000_000, True)
+        stream.put_head(OK, False)
+        stream.put_body(b"x" * 1_000_000, True)
     order = [one.stream_id for one in frames_of(server.data_to_send(10_000_000)) if one.kind == DATA]
     assert 0 < order.index(1) < 20
 
@@ -321,7 +321,7 @@ def test_a_client_keeps_to_the_servers_number_of_streams():
 
 def test_an_answer_to_head_may_announce_a_length():
     client, server = pair(
-        on_open=lambda s: s.send_head(render_block([(b":status", b"200"), (b"content-length", b"9")]), True)
+        on_open=lambda s: s.put_head(render_block([(b":status", b"200"), (b"content-length", b"9")]), True)
     )
     asked = client.ask(RequestHead(b"HEAD", b"http", b"localhost", b"/", ()))
     asked.expects_no_body = True
@@ -347,7 +347,7 @@ def test_the_end_of_the_transport_breaks_every_stream_once():
 
 def test_large_heads_go_out_in_pieces_and_are_read_in_pieces():
     client, server = pair(
-        on_open=lambda s: s.send_head(render_block([(b":status", b"200"), (b"x", b"\xfe" * 40_000)]), True)
+        on_open=lambda s: s.put_head(render_block([(b":status", b"200"), (b"x", b"\xfe" * 40_000)]), True)
     )
     asked = client.ask(HEAD)
     exchange(client, server)
@@ -362,7 +362,7 @@ def test_the_table_of_states_is_complete_and_nothing_leaves_closed():
 
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_no_bytes_make_a_server_raise(data, step):
-    server = greeted(on_open=lambda stream: stream.send_whole(OK, b"x"))
+    server = greeted(on_open=lambda stream: stream.put_whole(OK, b"x"))
     for at in range(0, len(data), step):
         server.receive_data(data[at : at + step])
     frames_of(server.data_to_send())
@@ -372,7 +372,7 @@ def test_no_bytes_make_a_server_raise(data, step):
     st.lists(st.tuples(st.integers(0, 17), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=30)), max_size=12)
 )
 def test_no_frames_make_a_server_raise_or_count_wrongly(sequence):
-    server = greeted(on_open=lambda stream: stream.send_whole(OK, b"x" * 70_000))
+    server = greeted(on_open=lambda stream: stream.put_whole(OK, b"x" * 70_000))
     server.receive_data(headers(1, *GET) + headers(3, *POST, end=False))
     for kind, flags, stream_id, payload in sequence:
         server.receive_data(frame(kind, flags, stream_id, payload))

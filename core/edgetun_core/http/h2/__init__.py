@@ -5,14 +5,14 @@ event objects, tasks or copies of bodies. Neither end uses server push.
 
 Both roles
     connection.start()                         preface and SETTINGS into the output; call first
-    connection.receive_data(data)              calls on_head, on_body, on_trailers, on_broken of streams; raises nothing
+    connection.receive_data(data)              calls got_head, got_body, got_trailers, got_broken of streams; raises nothing
     connection.data_to_send()                  everything that can be written now, once per loop tick; b"" when there is nothing
     connection.is_blocked = True | False       the transport's pause_writing and resume_writing; take the output after False
     connection.fail(error, code)               ends it, with GOAWAY; with code None when the transport is gone
     connection.tick()                          once a second, for the budgets (guard.py)
 
-    stream.send_head(block, end)               a block is rendered by hpack.render_block, and holds for every connection
-    stream.send_body(data, end), send_trailers(block), reset(code)
+    stream.put_head(block, end)               a block is rendered by hpack.render_block, and holds for every connection
+    stream.put_body(data, end), put_trailers(block), break_off(code)
     stream.on_full(), on_room()                pause and resume whoever writes to it; what was said meanwhile is kept
     stream.pause_receiving(), resume_receiving()    hold back and give back windows; up to a window may still arrive
 
@@ -23,8 +23,8 @@ Client: subclass `Connection` with `read_head` returning `read_response(fields)`
         block = render_block(build_request_fields(head, scheme=b"http", authority=b"localhost:3000"))
         connection.open_stream(stream, block, end)
         stream.expects_no_body = head.method == b"HEAD"
-    `on_head(received, end)` comes for each interim head (received.head.status < 200) and for the final one.
-    `on_broken(error, code)`: with REFUSED_STREAM the peer did nothing, so that another try is safe.
+    `got_head(received, end)` comes for each interim head (received.head.status < 200) and for the final one.
+    `got_broken(error, code)`: with REFUSED_STREAM the peer did nothing, so that another try is safe.
     `connection.on_goaway(...)`: no new streams, those under way go on; `connection.on_failure(error)`: all is over.
 
 Server: subclass with `read_head` returning `read_request(fields, scheme, limits)`, `make_stream` and `refuse_request`.

@@ -83,7 +83,7 @@ class Connection(Controls[S]):
         raise NotImplementedError
 
     def make_stream(self) -> S:
-        """Server: an object for a stream that the peer opened; `begin` is called next, then `on_head` or `refuse_request`."""
+        """Server: an object for a stream that the peer opened; `begin` is called next, then `got_head` or `refuse_request`."""
         raise NotImplementedError
 
     def refuse_request(self, stream: S, error: RequestRefused, end: bool) -> None:
@@ -129,7 +129,7 @@ class Connection(Controls[S]):
         """Client: how many more streams may be opened now."""
         if self.failure is not None or self.goaway_received is not None or self._next_id > MAX_STREAM_ID:
             return 0
-        return max(0, self.peer.max_concurrent_streams - len(self.streams))
+        return max(0, self.peer_settings.max_concurrent_streams - len(self.streams))
 
     def open_stream(self, stream: S, block: bytes, end: bool) -> None:
         """Client: opens a stream with a request head as a rendered block; `open_limit` must be above 0."""
@@ -137,7 +137,7 @@ class Connection(Controls[S]):
         self._next_id += 2
         stream.state = after(stream.state, Event.HEADERS)
         self.streams[stream.id] = stream
-        stream.send_head(block, end)
+        stream.put_head(block, end)
 
     # Frames.
 
@@ -208,7 +208,7 @@ class Connection(Controls[S]):
         stream = self.streams.get(stream_id)
         if stream is not None:
             self.reset_stream(stream, error.code)
-            stream.on_broken(error, error.code)
+            stream.got_broken(error, error.code)
         else:
             if self.is_idle(stream_id):  # RST_STREAM may not be sent there (§6.4)
                 raise ConnectionBroken(error.code, error.message)
@@ -253,7 +253,7 @@ class Connection(Controls[S]):
         if end:
             self.remote_ended(stream)
         if data or end:
-            stream.on_body(data, end)
+            stream.got_body(data, end)
         if size:
             self.take(stream, size)
 
@@ -369,7 +369,7 @@ class Connection(Controls[S]):
             priority = self._priorities.pop(stream_id, priority)
         if priority is not None:
             stream.set_priority(priority)
-        stream.on_head(received, end)
+        stream.got_head(received, end)
 
     def _refuse(self, stream_id: int, error: RequestRefused, end: bool) -> None:
         self.refuse_request(self._begin(stream_id, end), error, end)
@@ -390,7 +390,7 @@ class Connection(Controls[S]):
                         raise MalformedMessage("the body has not the announced length (RFC 9113 §8.1.1)")
                     trailers = read_trailers(fields)
                     self.remote_ended(stream)
-                    stream.on_trailers(trailers)
+                    stream.got_trailers(trailers)
                     return
                 received = self.read_head(fields)
             except MalformedMessage as error:
@@ -413,7 +413,7 @@ class Connection(Controls[S]):
                 stream.body_left = UNKNOWN_LENGTH if end else 0
             if end:
                 self.remote_ended(stream)
-        stream.on_head(received, end)
+        stream.got_head(received, end)
 
     def _frame_on_closed(self, stream_id: int, name: str) -> None:
         """DATA or HEADERS on a stream that is no more (RFC 9113 §5.1, "closed")."""

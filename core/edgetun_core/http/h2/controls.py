@@ -120,7 +120,7 @@ class Controls(Outlet[S]):
         for stream in tuple(self.streams.values()):
             if stream.id in self.streams:
                 self.forget(stream, by_peer=True)
-                stream.on_broken(error, Code.CANCEL if code is None else code)
+                stream.got_broken(error, Code.CANCEL if code is None else code)
         self.on_failure(error)
 
     # Frames.
@@ -140,7 +140,7 @@ class Controls(Outlet[S]):
         self.guard.spend_control(1 + len(payload) // 6 // 8)
         if len(payload) > 6 * _MOST_SETTINGS:
             raise ConnectionBroken(Code.ENHANCE_YOUR_CALM, f"more than {_MOST_SETTINGS} settings in one frame")
-        peer = self.peer
+        peer = self.peer_settings
         window, table = peer.initial_window_bytes, peer.header_table_bytes
         peer.update(payload, is_server=self.is_server)
         if peer.initial_window_bytes != window:
@@ -177,7 +177,7 @@ class Controls(Outlet[S]):
             for stream in tuple(self.streams.values()):
                 if stream.id > last and stream.id in self.streams:
                     self.forget(stream, by_peer=True)
-                    stream.on_broken(error, Code.REFUSED_STREAM)
+                    stream.got_broken(error, Code.REFUSED_STREAM)
         self.on_goaway(last, code, payload[8 : 8 + _DEBUG_BYTES])
 
     def handle_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:
@@ -191,7 +191,7 @@ class Controls(Outlet[S]):
         code = int.from_bytes(payload, "big")
         self.forget(stream, by_peer=True)
         error = Cancelled("the visitor cancelled the request") if self.is_server else StreamReset(code)
-        stream.on_broken(error, code)
+        stream.got_broken(error, code)
         if self.is_server:
             self.guard.spend_reset()
 

@@ -47,7 +47,7 @@ class Outlet(Generic[S]):
         "is_blocked",
         "limits",
         "out",
-        "peer",
+        "peer_settings",
         "queued_bytes",
         "receive_window",
         "schedule",
@@ -59,7 +59,7 @@ class Outlet(Generic[S]):
 
     def __init__(self, limits: H2Limits) -> None:
         self.limits = limits
-        self.peer = PeerSettings()
+        self.peer_settings = PeerSettings()
         self.guard = Guard(limits)
         self.schedule = Schedule()
         self.streams: dict[int, S] = {}
@@ -113,7 +113,7 @@ class Outlet(Generic[S]):
                 self.send_end(stream)
         schedule = self.schedule
         out = self.out
-        largest = self.peer.max_frame_bytes
+        largest = self.peer_settings.max_frame_bytes
         left = most_bytes
         while left > 0 and self.send_window > 0 and schedule:
             stream = schedule.pop()
@@ -136,6 +136,7 @@ class Outlet(Generic[S]):
         self.send_window -= size
         stream.send_window -= size
         stream.queued_bytes -= size
+        stream.sent_bytes += size
         self.queued(-size)
         ends = stream.ends and not queue and stream.trailer_block is None
         out.append(_pack(size >> 16, size & 0xFFFF, 0, END_STREAM if ends else 0, stream.id))
@@ -188,7 +189,7 @@ class Outlet(Generic[S]):
         if block is not None:
             if self.table_change:
                 block = self.take_table_change() + block
-            self.out.append(build_headers(stream.id, block, self.peer.max_frame_bytes, end=True))
+            self.out.append(build_headers(stream.id, block, self.peer_settings.max_frame_bytes, end=True))
         else:
             self.out.append(_pack(0, 0, 0, END_STREAM, stream.id))
         self.ended(stream)

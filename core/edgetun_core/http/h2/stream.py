@@ -25,7 +25,8 @@ _WHOLE_HEADERS = END_HEADERS | END_STREAM
 class Stream:
     """A stream; made by `Connection.make_stream` (server) or by whoever opens one (client).
 
-    `expects_no_body` is for a client to set when it asks with HEAD. `body_left` is what is still to come of an announced body, or `UNKNOWN_LENGTH`. `queued_bytes` is what waits to be sent.
+    `expects_no_body` is for a client to set when it asks with HEAD. `body_left` is what is still to come of an announced body, or `UNKNOWN_LENGTH`. `queued_bytes` is what waits to be sent,
+    `sent_bytes` what went of what had to wait.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Stream:
         "queued_bytes",
         "receive_window",
         "send_window",
+        "sent_bytes",
         "state",
         "trailer_block",
         "unreturned",
@@ -62,7 +64,7 @@ class Stream:
         connection = self.connection
         self.id = stream_id
         self.state = State.IDLE
-        self.send_window = connection.peer.initial_window_bytes
+        self.send_window = connection.peer_settings.initial_window_bytes
         self.receive_window = connection.limits.stream_window_bytes
         self.unreturned = 0
         self.body_left = UNKNOWN_LENGTH
@@ -79,19 +81,20 @@ class Stream:
         self.head_ends = False
         self.withheld = 0
         self.queued_bytes = 0
+        self.sent_bytes = 0
 
     # What came from the peer; for subclasses.
 
-    def on_head(self, received: Any, end: bool) -> None:
+    def got_head(self, received: Any, end: bool) -> None:
         """A head as `Connection.read_head` read it: the request's, or a response's, interim ones included."""
 
-    def on_body(self, data: bytes, end: bool) -> None:
+    def got_body(self, data: bytes, end: bool) -> None:
         """A piece of the body; empty only at the end."""
 
-    def on_trailers(self, fields: Fields) -> None:
+    def got_trailers(self, fields: Fields) -> None:
         """The trailer section, which ends the message."""
 
-    def on_broken(self, error: EdgetunError, code: int) -> None:
+    def got_broken(self, error: EdgetunError, code: int) -> None:
         """The stream is over before both ends said their last: reset by the peer, or by us for what the peer did."""
 
     def on_full(self) -> None:
@@ -109,19 +112,19 @@ class Stream:
     def may_send(self) -> bool:
         return self.state in (State.OPEN, State.HALF_CLOSED_REMOTE) and not self.ends
 
-    def send_head(self, block: bytes, end: bool) -> None:
+    def put_head(self, block: bytes, end: bool) -> None:
         """The head as a rendered block (`hpack.render_block`)."""
         connection = self.connection
         if connection.table_change:
             block = connection.take_table_change() + block
         if end:
             self.ends = True
-        if len(block) <= connection.peer.max_frame_bytes:
+        if len(block) <= connection.peer_settings.max_frame_bytes:
             size = len(block)
             flags = _WHOLE_HEADERS if end else END_HEADERS
             frames = _pack(size >> 16, size & 0xFFFF, HEADERS, flags, self.id) + block
         else:
-            frames = build_headers(self.id, block, connection.peer.max_frame_bytes, end=end)
+            frames = build_headers(self.id, block, connection.peer_settings.max_frame_bytes, end=end)
         if connection.is_blocked or self.held_head is not None:
             self.head_ends = end
             connection.hold_head(self, frames)
@@ -130,20 +133,20 @@ class Stream:
         if end:
             connection.ended(self)
 
-    def send_interim(self, block: bytes) -> None:
+    def put_interim(self, block: bytes) -> None:
         """An interim head; dropped when the transport takes nothing."""
         if not self.connection.is_blocked:
-            self.send_head(block, False)
+            self.put_head(block, False)
 
-    def send_whole(self, block: bytes, data: bytes) -> None:
+    def put_whole(self, block: bytes, data: bytes) -> None:
         """A head and a whole body that is not empty. In one go when windows allow it and nobody else waits."""
         connection = self.connection
         size = len(data)
         if (
             size <= self.send_window
             and size <= connection.send_window
-            and size <= connection.peer.max_frame_bytes
-            and len(block) <= connection.peer.max_frame_bytes
+            and size <= connection.peer_settings.max_frame_bytes
+            and len(block) <= connection.peer_settings.max_frame_bytes
             and not connection.is_blocked
             and not connection.schedule
             and not connection.table_change
@@ -160,10 +163,10 @@ class Stream:
             connection.guard.sent_data()
             connection.ended(self)
             return
-        self.send_head(block, False)
-        self.send_body(data, True)
+        self.put_head(block, False)
+        self.put_body(data, True)
 
-    def send_body(self, data: bytes, end: bool) -> None:
+    def put_body(self, data: bytes, end: bool) -> None:
         """A piece of the body; empty only with `end`."""
         if self.ends:
             return
@@ -186,7 +189,7 @@ class Stream:
             connection.full.append(self)
             self.on_full()
 
-    def send_trailers(self, block: bytes) -> None:
+    def put_trailers(self, block: bytes) -> None:
         """A trailer section as a rendered block, which ends what we send."""
         if self.ends:
             return
@@ -195,8 +198,8 @@ class Stream:
         if not self.queue and self.held_head is None:
             self.connection.send_end(self)
 
-    def reset(self, code: Code) -> None:
-        """Ends the stream from our side; `on_broken` is not called."""
+    def break_off(self, code: Code) -> None:
+        """Ends the stream from our side; `got_broken` is not called."""
         if self.state in (State.CLOSED, State.IDLE):
             return
         self.connection.reset_stream(self, code)
