@@ -438,6 +438,44 @@ async def test_every_failure_is_told_in_one_form(server, head, body, status, rea
     assert b"hunter2" not in answer
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"agent_id": "laptop", "adhoc": {"origin_url": "http://localhost:3000", "host": "shop"}},
+        {
+            "agent_id": "laptop",
+            "adhoc": {"origin_url": "http://localhost:3000", "host": "shop", "mood": 1},
+            "gpus": [1],
+        },
+    ],
+    ids=["an older agent", "a later agent"],
+)
+async def test_an_agent_of_another_version_registers_and_renews(server, body):
+    port, token = int(server.url.rpartition(":")[2]), server.token().format()
+    for path in ("/v1/register", "/v1/renew"):
+        text = msgspec.json.encode(body)
+        lines = [
+            f"POST {path} HTTP/1.1",
+            "Host: a",
+            f"Content-Length: {len(text)}",
+            f"Authorization: Bearer {token}",
+            "",
+            "",
+        ]
+        answer = await _raw(server, port, "\r\n".join(lines).encode() + text)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        told = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])
+        assert {"credential", "endpoints", "tunnels", "renew_after_s", "expires_in_s", "server_time"} <= set(told)
+
+
+async def test_a_question_that_only_a_later_control_knows_is_told_as_that(server):
+    port = int(server.url.rpartition(":")[2])
+    head = f"POST /v2/register HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nAuthorization: Bearer {server.token().format()}\r\n\r\n"
+    answer = await _raw(server, port, head.encode() + b"{}")
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["reason"] == "NotFound"
+
+
 async def test_a_token_over_plain_http_is_refused_and_said_to_be_burnt(tmp_path):
     control = FolderControl(tmp_path, ControlSettings(), ca_pem=None)
     await control.start()

@@ -2,12 +2,14 @@
 
 An exit node opens with `NodeHello`; control answers with `Full`, `Delta` or `Standing` and sends the next change when the last one
 is acknowledged, so a slow node never has more than one message on its way. A reader ignores names that it does not know and uses
-the default for names that are missing: either side may be one version behind.
+the default for names that are missing, and passes over whole messages of kinds that it does not know (`Unknown`): either side may be one
+version behind.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, get_args
 
 import msgspec
 from msgspec import Struct
@@ -113,6 +115,13 @@ class Presence(Struct, frozen=True, tag="presence", omit_defaults=True):
     load: NodeLoad | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A message of a later version, of a kind that this one knows nothing of. Whoever receives it goes on."""
+
+    kind: str
+
+
 FromNode = NodeHello | Ack | Resync | Presence
 
 
@@ -177,17 +186,37 @@ def encode(message: FromNode | FromControl) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_from_node(data: bytes) -> FromNode:
+class _Kind(Struct, frozen=True):
+    type: str
+
+
+_kind: Final = msgspec.msgpack.Decoder(_Kind)
+_KNOWN: Final = frozenset(str(kind.__struct_config__.tag) for kind in (*get_args(FromNode), *get_args(FromControl)))
+
+
+def _unknown(data: bytes) -> Unknown | None:
+    try:
+        kind = _kind.decode(data).type
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None if kind in _KNOWN else Unknown(kind[:40])
+
+
+def decode_from_node(data: bytes) -> FromNode | Unknown:
     """Raises `ProtocolError` for what is no message of an exit node."""
     try:
         return _from_node.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        if (unknown := _unknown(data)) is not None:
+            return unknown
         raise ProtocolError(f"not a message of an exit node: {error}") from None
 
 
-def decode_from_control(data: bytes) -> FromControl:
+def decode_from_control(data: bytes) -> FromControl | Unknown:
     """Raises `ProtocolError` for what is no message of control."""
     try:
         return _from_control.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        if (unknown := _unknown(data)) is not None:
+            return unknown
         raise ProtocolError(f"not a message of control: {error}") from None

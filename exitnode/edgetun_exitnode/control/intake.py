@@ -5,14 +5,17 @@ What does not fit is asked for again as a whole; the node meanwhile obeys what i
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import msgspec
 
-from edgetun_core.control_stream import Ack, Delta, Drain, Full, Move, Resync, Standing, apply_delta
+from edgetun_core.control_stream import Ack, Delta, Drain, Full, Move, Resync, Standing, Unknown, apply_delta
 from edgetun_core.control_stream.delta import DeltaMismatch
 from edgetun_core.control_stream.messages import FromControl
 from edgetun_core.snapshot import Snapshot
+
+log = logging.getLogger("edgetun.exitnode.control")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Intake:
         """Begins with the last good snapshot from disk."""
         self.snapshot, self.digest = snapshot, digest
 
-    def take(self, message: FromControl) -> Taken:
+    def take(self, message: FromControl | Unknown) -> Taken:
         match message:
             case Full(snapshot, digest):
                 if (snapshot.pool, snapshot.region) != (self._pool, self._region):
@@ -59,6 +62,9 @@ class Intake:
                 return Taken(reply=Ack(version, digest))
             case Move() | Drain():
                 return Taken(order=message)
+            case Unknown(kind):
+                log.debug("control said %s, which this version knows nothing of", kind)
+                return Taken()
 
     def _obey(self, snapshot: Snapshot, digest: str) -> Taken:
         self.snapshot, self.digest = snapshot, digest

@@ -22,6 +22,7 @@ from edgetun_core.control_stream import (
     Presence,
     Resync,
     SessionInfo,
+    Unknown,
     encode,
 )
 from edgetun_core.control_stream.messages import FromNode
@@ -151,7 +152,7 @@ class Fleet:
             self.listener.node_left(node)
             self.on_nodes_changed()
 
-    def received(self, node: FollowingNode, message: FromNode) -> None:
+    def received(self, node: FollowingNode, message: FromNode | Unknown) -> None:
         """A message came. Raises `ProtocolError` for one that has no place here."""
         match message:
             case Ack():
@@ -162,6 +163,8 @@ class Fleet:
                 self._send(node, node.feed.lost(message))
             case Presence():
                 self._take_presence(node, message)
+            case Unknown(kind):
+                log.debug("exit node %s said %s, which this version knows nothing of", node.name, kind)
             case NodeHello():
                 raise ProtocolError("a second hello")
 

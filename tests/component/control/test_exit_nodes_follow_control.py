@@ -19,7 +19,7 @@ from edgetun_agent.serve import Origins
 from edgetun_control.exits.fleet import Fleet, FollowingNode, SilentFleetListener
 from edgetun_control.exits.identity import Account, Authority, IdentityService
 from edgetun_control.exits.server import ExitListener, build_exit_app
-from edgetun_core.control_stream import STREAM_PATH, Drain, Move, SessionInfo, snapshot_digest
+from edgetun_core.control_stream import STREAM_PATH, Drain, Move, SessionInfo, decode_from_node, snapshot_digest
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.fleet_identity import ExitNodeName, inner_name
 from edgetun_core.pki import DevelopmentCA, Trust
@@ -276,6 +276,30 @@ async def test_sessions_are_moved_and_nodes_drained_by_order_without_cutting_any
     scene.control.fleet.order(node, Drain(reason="emptied"))
     await eventually(lambda: not node.sessions and node.load.is_draining)
     await eventually(lambda: {view.node for view in agent.sessions} == {"n2"})
+
+
+async def test_a_control_and_an_exit_node_of_other_versions_understand_each_other(
+    scene: Scene, origin: ScriptedOrigin
+) -> None:
+    """Either may send messages of kinds, and fields, that the other knows nothing of."""
+    agent = await scene.agent(origin.url)
+    node = scene.control.fleet.nodes[ExitNodeName("pool", "here", "n1")]
+    edge = scene.edges[0]
+    connects = edge.follower.connects
+    await eventually(lambda: node.sessions)
+    node.send(msgspec.msgpack.encode({"type": "weather", "temperature": 21}))
+    (session_id,) = node.sessions
+    order = {"type": "move", "session_ids": [session_id], "deadline_s": 5.0, "by": {"whom": "a later version"}}
+    node.send(msgspec.msgpack.encode(order))
+    await eventually(lambda: session_id not in node.sessions)
+    # and the other way: an exit node that is ahead, on the stream that stands
+    scene.control.fleet.received(node, decode_from_node(msgspec.msgpack.encode({"type": "weather"})))
+    later = {"type": "presence", "load": {"sessions": 7, "gpus": 1}, "mood": "fine"}
+    scene.control.fleet.received(node, decode_from_node(msgspec.msgpack.encode(later)))
+    assert node.load.sessions == 7
+    await eventually(lambda: len([view for view in agent.sessions if not view.is_draining]) == 2)
+    assert await scene.status(scene.edges[1]) == 200
+    assert edge.follower.connects == connects, "nobody hung up"
 
 
 async def test_nobody_follows_without_a_certificate_and_nobody_gets_one_without_the_right_account(

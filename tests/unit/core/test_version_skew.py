@@ -1,0 +1,127 @@
+"""One version of skew between operator, control, exit node and agent: what either end may leave out, and may add.
+
+The previous version knows fewer fields, the next one more. So no message may come to need a field that it did not need, or stop
+sending one that was needed: `REQUIRED` is what the first version needs, and changes only by fields leaving both ends over two versions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from edgetun_control import store
+from edgetun_core import enrollment, snapshot
+from edgetun_core.control_stream import Unknown, decode_from_control, decode_from_node, messages
+from edgetun_core.credentials import session_credential
+from edgetun_core.errors import ProtocolError
+from edgetun_core.wire import heads, hello
+
+REQUIRED = {
+    "AdHocTunnel": {"origin_url"},
+    "Probe": {"pool", "region"},
+    "EnrollRequest": {"agent_id"},
+    "Endpoint": {"host", "tls_port", "quic_port"},
+    "Offer": {"pool", "region", "endpoints"},
+    "EnrollResponse": {"credential", "endpoints", "tunnels", "renew_after_s", "expires_in_s", "server_time"},
+    "RefusalBody": {"reason", "message"},
+    "OriginRule": {"name", "url"},
+    "TunnelRule": {"id", "hostnames", "origins", "routes"},
+    "CredentialKey": {"key_id", "public"},
+    "Snapshot": {"version", "pool", "region"},
+    "IdentityRequest": {"pool", "region", "node", "csr_pem"},
+    "IdentityAnswer": {"cert_pem", "ca_pem", "expires_in_s"},
+    "NodeHello": {"pool", "region", "node"},
+    "Ack": {"version", "digest"},
+    "SessionInfo": {"session_id", "agent_id", "token_id", "transport", "since"},
+    "Full": {"snapshot", "digest"},
+    "Delta": {"base", "digest", "version"},
+    "Standing": {"version", "digest"},
+    "Move": {"session_ids"},
+    "SessionCredential": {"key_id", "agent_id", "token_id", "services", "issued", "expires"},
+    "Claim": {"hostname", "token_id", "agent_id", "tunnel", "created"},
+    "_Request": {"method", "scheme", "authority", "target", "protocol", "service", "fields"},
+    "_Response": {"status", "fields"},
+}
+"""Fields without a default, by message; a message that is not here needs none."""
+
+SINCE_LATER = {"PeerChange": {"node"}}
+"""The same of messages that came later; an older end never sends or reads them."""
+
+
+def structs() -> Iterator[type[Struct]]:
+    for module in (enrollment, snapshot, messages, hello, session_credential, store, heads):
+        for _, found in sorted(inspect.getmembers(module, inspect.isclass)):
+            if issubclass(found, Struct) and found is not Struct and found.__module__ == module.__name__:
+                yield found
+
+
+MESSAGES = [found for found in structs() if found.__name__ != "_Kind"]
+
+
+@pytest.mark.parametrize("shape", MESSAGES, ids=lambda shape: shape.__name__)
+def test_no_message_needs_more_or_less_than_the_version_before(shape: type[Struct]) -> None:
+    needed = {field.name for field in msgspec.structs.fields(shape) if field.required}
+    name = shape.__name__
+    known = REQUIRED.get(name, SINCE_LATER.get(name, set()))
+    assert needed == known, f"{name}: give new fields a default, and keep what the version before needs"
+
+
+def sample(kind: Any) -> Any:
+    """A value of a field's type, as it travels."""
+    match msgspec.inspect.type_info(kind):
+        case msgspec.inspect.StrType():
+            return "x"
+        case msgspec.inspect.BytesType():
+            return b"x" * 32
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+            return 1
+        case msgspec.inspect.BoolType():
+            return True
+        case msgspec.inspect.StructType(cls=cls):
+            return least(cls)
+        case _:
+            return None if "None" in str(kind) else ()
+
+
+def least(shape: type[Struct]) -> dict[str, Any]:
+    """What the oldest version says: only what is required."""
+    found = {field.encode_name: sample(field.type) for field in msgspec.structs.fields(shape) if field.required}
+    config = shape.__struct_config__
+    return ({config.tag_field: config.tag} if config.tag_field else {}) | found
+
+
+@pytest.mark.parametrize(
+    "shape", [shape for shape in MESSAGES if not shape.__struct_config__.array_like], ids=lambda shape: shape.__name__
+)
+def test_names_of_a_later_version_are_passed_over_and_those_of_an_older_one_suffice(shape: type[Struct]) -> None:
+    old = least(shape)
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=shape)
+    later = old | {"from_a_later_version": {"deeply": ["nested", 1]}}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(later), type=shape) == read
+    if b"" not in {type(value)() for value in old.values() if isinstance(value, bytes)}:
+        assert msgspec.json.decode(msgspec.json.encode(later), type=shape) == read
+
+
+@pytest.mark.parametrize(
+    "shape", [shape for shape in MESSAGES if shape.__struct_config__.array_like], ids=lambda shape: shape.__name__
+)
+def test_elements_that_a_later_version_appends_are_passed_over(shape: type[Struct]) -> None:
+    old = list(least(shape).values())
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=shape)
+    later = msgspec.msgpack.decode(msgspec.msgpack.encode([*old, {"from": "a later version"}]), type=shape)
+    assert msgspec.structs.astuple(later) == msgspec.structs.astuple(read)
+
+
+def test_messages_of_kinds_that_came_later_are_passed_over_and_known_ones_are_still_checked() -> None:
+    later = msgspec.msgpack.encode({"type": "weather", "temperature": 21})
+    assert decode_from_control(later) == decode_from_node(later) == Unknown("weather")
+    for damaged in ({"type": "full", "digest": 5}, {"type": 7}, {}, ["type", "weather"]):
+        with pytest.raises(ProtocolError):
+            decode_from_control(msgspec.msgpack.encode(damaged))
+    with pytest.raises(ProtocolError):
+        decode_from_node(msgspec.msgpack.encode({"type": "ack", "version": "soon"}))
