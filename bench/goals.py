@@ -47,6 +47,8 @@ GOALS = [
     Goal("the same: errors", _figure("crowd", "edgetun http", "errors"), at_most=0, unit=""),
     Goal("cached 1 KB, over nginx proxy_cache", _ratio("cached", "rps", "edgetun", "nginx proxy_cache"), 1.5),
     Goal("cached 1 KB over TLS 1.3, over nginx", _ratio("cached-tls", "rps", "edgetun", "nginx proxy_cache"), 1.2),
+    Goal("a hit with 100,000 objects stored, over one with 10", _ratio("cache-scale", "hot", "100,000 objects", "10 objects"), at_most=1.1),
+    Goal("the same with Vary", _ratio("cache-scale", "vary", "100,000 objects", "10 objects"), at_most=1.1),
     Goal("pass-through TLS, over nginx as a plain proxy", _ratio("passthrough", "rps", TLS, NGINX), 0.5),
     Goal("pass-through TLS, over frp tcp TLS", _ratio("passthrough", "rps", TLS, "frp tcp, TLS"), 2),
     Goal("pass-through TLS, over rathole TLS", _ratio("passthrough", "rps", TLS, "rathole TLS"), 1.5),

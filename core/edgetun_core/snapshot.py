@@ -59,6 +59,8 @@ class CacheRule(Struct, frozen=True, omit_defaults=True):
     max_object_bytes: int = 8 * 1024 * 1024
     stale_while_revalidate_s: float = 0.0
     stale_if_error_s: float = 0.0
+    heuristic_max_s: float = 0.0
+    """Without a stated freshness: a tenth of the time since Last-Modified, at most this (RFC 9111 §4.2.2); 0: none."""
 
 
 class CollapseRule(Struct, frozen=True, omit_defaults=True):

@@ -89,6 +89,15 @@ class CachePolicy(ApiModel):
         le=31_536_000,
         description="How long after its freshness a response may be served when the origin fails or no agent is connected (RFC 5861).",
     )
+    heuristic_max: Duration = Field(
+        default=0.0,
+        le=31_536_000,
+        description=(
+            "Where the origin states no freshness: a tenth of the time since `Last-Modified`, at most this (RFC 9111 §4.2.2). "
+            "0: nothing is guessed, and the origin is asked each time whether what is stored still holds."
+        ),
+        examples=["1h"],
+    )
 
 
 class CollapsePolicy(ApiModel):

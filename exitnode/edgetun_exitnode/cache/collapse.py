@@ -68,12 +68,18 @@ class Satisfied(Struct, frozen=True):
 
 class HeadStorable(Struct, frozen=True):
     """The head allows sharing. `key` is the flight's from now on (it may know more of Vary); `differing` are the visitors
-    whose secondary key is another; newcomers may join while `now < joinable_until`."""
+    whose secondary key is another; newcomers may join while `now < joinable_until`.
+
+    `is_shared` False: it is stored but stale from the first, so it answers the leader only. The others ask on their own, which
+    validates what is stored, and the key is not collapsed for `remember_s`.
+    """
 
     flight: FlightId
     key: FlightKey
     joinable_until: float
     differing: tuple[Visitor, ...] = ()
+    is_shared: bool = True
+    remember_s: float = 0.0
 
 
 class HeadNotStorable(Struct, frozen=True):
@@ -162,10 +168,12 @@ class GoAlone(Struct, frozen=True):
     """Let each of these make a request of their own now. Their responses are not stored.
 
     `remembered`: because the key is known as not to be collapsed, so a storable response is news (`FoundStorable`).
+    `validates`: what is stored may be validated by each of them.
     """
 
     visitors: tuple[Visitor, ...]
     remembered: bool = False
+    validates: bool = False
 
 
 class AskAgain(Struct, frozen=True):
@@ -206,6 +214,7 @@ class _Flight:
         "followers_only",
         "id",
         "is_background",
+        "is_for_store",
         "is_promoted",
         "is_streaming",
         "joinable_until",
@@ -227,6 +236,8 @@ class _Flight:
         self.is_background = leader is None
         self.is_streaming = False
         self.is_promoted = False
+        self.is_for_store = False
+        """Nobody may join, and yet the body is wanted."""
         self.joinable_until = NEVER
 
 
@@ -277,7 +288,7 @@ class Coordinator:
             case Satisfied(flight_id, visitor):
                 return self._satisfied(flight_id, visitor)
             case HeadStorable():
-                return self._head_storable(event)
+                return self._head_storable(event, now)
             case HeadNotStorable(flight_id, remember_s):
                 return self._head_not_storable(flight_id, remember_s, now)
             case Ended(flight_id):
@@ -360,7 +371,7 @@ class Coordinator:
             return []
         if flight.leader == visitor:
             flight.leader = None
-        if self._by_key.get(flight.key) is not flight:
+        if self._by_key.get(flight.key) is not flight and not flight.is_for_store:
             return self._cancel_if_unwanted(flight)  # another took its place, and will be stored
         return self._fill_if_unread(flight)
 
@@ -370,7 +381,7 @@ class Coordinator:
         flight.is_background = True
         return [FillAlone(flight.id)]
 
-    def _head_storable(self, event: HeadStorable) -> list[Effect]:
+    def _head_storable(self, event: HeadStorable, now: float) -> list[Effect]:
         flight = self._flights.get(event.flight)
         if flight is None:
             return []
@@ -383,12 +394,28 @@ class Coordinator:
                 # A flight that is under the full key already is as good, and has been waited for longer.
                 self._by_key.setdefault(event.key, flight)
             flight.key = event.key
+        if not event.is_shared:
+            return self._store_for_later(flight, event.remember_s, now)
         differing = tuple(visitor for visitor in event.differing if flight.visitors.pop(visitor, None) is not None)
         effects: list[Effect] = []
         if flight.visitors:
             effects.append(Stream(flight.id, tuple(flight.visitors)))
         if differing:
             effects.append(AskAgain(differing))
+        return effects + self._fill_if_unread(flight)
+
+    def _store_for_later(self, flight: _Flight, remember_s: float, now: float) -> list[Effect]:
+        """Gives the response to the leader alone, and keeps it coming in for the store."""
+        if remember_s > 0:
+            self._not_collapsible.put(hash(flight.key), now + remember_s)
+        self._unkey(flight)
+        flight.is_for_store = True
+        leader = flight.leader
+        followers = tuple(visitor for visitor in flight.visitors if visitor != leader)
+        flight.visitors = {leader: now} if leader is not None else {}
+        effects: list[Effect] = [Stream(flight.id, (leader,))] if leader is not None else []
+        if followers:
+            effects.append(GoAlone(followers, validates=True))
         return effects + self._fill_if_unread(flight)
 
     def _head_not_storable(self, flight_id: FlightId, remember_s: float, now: float) -> list[Effect]:

@@ -1,8 +1,8 @@
 """Cache-Control of requests and responses (RFC 9111 §5.2), read strictly and, in doubt, the careful way.
 
 Doubt is resolved against storing and against reuse: a field that breaks the grammar counts as `no-store`; a duration that
-is no number counts as 0; of two durations the shorter holds; a directive that is said twice, once with and once without
-field names, counts as said without.
+is no number counts as 0; a lifetime that is said twice, differently, counts as 0 (RFC 9111 §4.2.1); of other durations the
+shorter holds; a directive that is said twice, once with and once without field names, counts as said without.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _DIRECTIVE = re.compile(
 )
 _QUOTED_PAIR = re.compile(rb"\\(.)")
 _DIGITS = re.compile(rb"[0-9]+")
+_FIELD_NAME = re.compile(_TOKEN)
 
 
 class MalformedField(Exception):
@@ -36,9 +37,11 @@ class MalformedField(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestDirectives:
-    """What a visitor asks of caches (RFC 9111 §5.2.1). `max-stale` is not read: nobody gets a stale response by asking."""
+    """What a visitor asks of caches (RFC 9111 §5.2.1)."""
 
     max_age_s: int | None = None
+    max_stale_s: int = 0
+    """`max-stale` without a number is `MAX_DELTA_S`."""
     min_fresh_s: int = 0
     no_cache: bool = False
     no_store: bool = False
@@ -64,6 +67,7 @@ class ResponseDirectives:
     must_revalidate: bool = False
     proxy_revalidate: bool = False
     must_understand: bool = False
+    immutable: bool = False
     stale_while_revalidate_s: int | None = None
     stale_if_error_s: int | None = None
 
@@ -107,7 +111,9 @@ def _shorter(known: int | None, argument: bytes | None) -> int:
 
 
 def _field_names(argument: bytes) -> tuple[bytes, ...]:
-    return tuple(name for part in argument.split(b",") if (name := part.strip(b" \t").lower()))
+    """The names in a qualified `no-cache` or `private`; none when one of them is no name: then it counts as unqualified."""
+    names = tuple(name for part in argument.split(b",") if (name := part.strip(b" \t").lower()))
+    return names if all(_FIELD_NAME.fullmatch(name) for name in names) else ()
 
 
 def parse_response_directives(values: Sequence[bytes]) -> ResponseDirectives:
@@ -120,7 +126,10 @@ def parse_response_directives(values: Sequence[bytes]) -> ResponseDirectives:
     try:
         for value in values:
             for name, argument in iterate_directives(value):
-                if name in (b"max-age", b"s-maxage", b"stale-while-revalidate", b"stale-if-error"):
+                if name in (b"max-age", b"s-maxage"):
+                    seconds = parse_delta_s(argument)
+                    durations[name] = seconds if durations.get(name, seconds) == seconds else 0
+                elif name in (b"stale-while-revalidate", b"stale-if-error"):
                     durations[name] = _shorter(durations.get(name), argument)
                 elif name in (b"no-cache", b"private") and argument is not None and _field_names(argument):
                     fields[name] = fields.get(name, ()) + _field_names(argument)
@@ -140,6 +149,7 @@ def parse_response_directives(values: Sequence[bytes]) -> ResponseDirectives:
         must_revalidate=b"must-revalidate" in flags,
         proxy_revalidate=b"proxy-revalidate" in flags,
         must_understand=b"must-understand" in flags,
+        immutable=b"immutable" in flags,
         stale_while_revalidate_s=durations.get(b"stale-while-revalidate"),
         stale_if_error_s=durations.get(b"stale-if-error"),
     )
@@ -156,6 +166,7 @@ def parse_request_directives(values: Sequence[bytes], pragma: Sequence[bytes] = 
         return NO_REQUEST_DIRECTIVES
     max_age_s: int | None = None
     min_fresh_s = 0
+    max_stale_s: int | None = None
     flags: set[bytes] = set()
     try:
         for value in values:
@@ -168,12 +179,17 @@ def parse_request_directives(values: Sequence[bytes], pragma: Sequence[bytes] = 
                     if not wanted and (argument is None or argument.strip(b"0")):
                         wanted = MAX_DELTA_S
                     min_fresh_s = max(min_fresh_s, wanted)
+                elif name == b"max-stale":
+                    # Without a number: any staleness (§5.2.1.2). Not a number: none.
+                    accepted = MAX_DELTA_S if argument is None else parse_delta_s(argument)
+                    max_stale_s = accepted if max_stale_s is None else min(max_stale_s, accepted)
                 else:
                     flags.add(name)
     except MalformedField:
         return _MALFORMED_REQUEST
     return RequestDirectives(
         max_age_s=max_age_s,
+        max_stale_s=max_stale_s or 0,
         min_fresh_s=min_fresh_s,
         no_cache=b"no-cache" in flags,
         no_store=b"no-store" in flags,

@@ -28,6 +28,8 @@ from edgetun_exitnode.cache.collapse import (
 from edgetun_exitnode.cache.freshness import ERRORS, NotStorable, Storable, decide_storable
 from edgetun_exitnode.cache.response import StoredResponse, Use, decide_not_modified, decide_range, with_cache_status
 from edgetun_exitnode.cache.scheduling import TimerHandle
+from edgetun_exitnode.cache.store import Entry
+from edgetun_exitnode.cache.validation import Conditions, Confirmed, Unidentified, decide_confirmed, update_fields
 from edgetun_exitnode.cache.view import RequestView
 from edgetun_exitnode.cache.visitor import Visitor
 
@@ -52,13 +54,17 @@ class Flight:
         "alone",
         "attempt",
         "body",
+        "conditions",
+        "entries",
         "fill_timer",
         "fwd",
         "id",
         "is_ended_at_head",
         "is_over",
         "is_passing",
+        "is_storing",
         "is_upstream_paused",
+        "is_validated",
         "leader",
         "names",
         "origin_head",
@@ -88,6 +94,13 @@ class Flight:
         self.origin_head: ResponseHead | None = None
         self.is_ended_at_head = False
         self.response: StoredResponse | None = None
+        self.conditions: Conditions | None = None
+        """What the origin was asked to confirm, while it has not answered."""
+        self.entries: dict[StoredResponse, Entry] = {}
+        """Where what it may confirm is stored."""
+        self.is_validated = False
+        """It confirmed what was stored (304)."""
+        self.is_storing = True
         self.body = Body()
         self.readers: dict[Visitor, Reader] = {}
         self.alone: Visitor | None = None
@@ -100,8 +113,11 @@ class Flight:
 
     # -- the request ----------------------------------------------------------------------------------------------------
 
-    def fetch(self, view: RequestView, peer: Peer, leader: Visitor | None, now: float) -> None:
-        """Sends the request; again with another leader when the first try failed."""
+    def fetch(
+        self, view: RequestView, peer: Peer, leader: Visitor | None, now: float, *, validates: bool = True
+    ) -> None:
+        """Sends the request; again with another leader when the first try failed. `validates`: what is stored may do if the origin
+        says so (RFC 9111 §4.3)."""
         stage = self.stage
         self.view = view
         self.peer = peer
@@ -112,9 +128,17 @@ class Flight:
         self.attempt += 1
         attempt = self.attempt
         stage.stats.fetches += 1
-        upstream = stage.next.open(view.fetch_head, peer, True, self)
+        head = view.fetch_head
+        self.conditions = None
+        if validates and stage.may_store and not view.is_head:
+            self.conditions, self.entries = stage.conditions_for(view)
+            if self.conditions is not None:
+                stage.stats.validations += 1
+                head = head.replace(fields=head.fields + self.conditions.fields)
+        upstream = stage.next.open(head, peer, True, self)
         # All of the answer may have come already, and even another attempt.
         if attempt != self.attempt:
+            upstream.reset(Cancelled("another try took its place"))
             return
         if self.is_over:
             upstream.reset(Cancelled("nobody waits for this response any more"))
@@ -172,12 +196,75 @@ class Flight:
             stage.tell(FailedBeforeHead(self.id, stale_allowed=True))
             stage.forget(self)
             return
+        if head.status == 304 and self.conditions is not None:
+            self._on_not_modified(self.conditions, head, end, now)
+            return
+        self.conditions = None
         if end and not self.view.is_head and (head.get(b"content-length") or b"0").strip(b"0") and head.status != 304:
             self.on_reset(UpstreamBroken("the origin sent less than its Content-Length"))
             return
+        self.entries = {}
+        if self.view.is_head:
+            stage.freshen_by_head(self.view, head, self.requested_at, now)
         self.origin_head = head
         self.is_ended_at_head = end
-        verdict = decide_storable(
+        verdict = self._decide(head, now)
+        match verdict:
+            case NotStorable():
+                self._take_alone(verdict, end, now)
+            case Storable():
+                self._share(verdict, head, end, now)
+
+    def _on_not_modified(self, conditions: Conditions, head: ResponseHead, end: bool, now: float) -> None:
+        """The origin confirms what is stored: one 304 answers everyone who waits (RFC 9111 §4.3.3, §4.3.4)."""
+        stage = self.stage
+        self.conditions = None
+        entries, self.entries = self.entries, {}
+        upstream, self.upstream = self.upstream, None
+        if not end and upstream is not None:
+            upstream.reset(Cancelled("a 304 has no body"))
+        confirmed = decide_confirmed(head, conditions)
+        match confirmed:
+            case Unidentified():
+                # Nothing of it may be used; once more, and now for the whole.
+                self.fetch(self.view, self.peer, self.leader, now, validates=False)
+                return
+            case Confirmed(answer, also):
+                stage.stats.validated += 1
+        for other in also:
+            entry = entries[other]
+            renewed = self._renew(other, head, now)
+            if isinstance(renewed, StoredResponse):
+                stage.store.renew(entry, renewed)
+            else:
+                stage.store.remove(entry)
+        entry = entries[answer]
+        self.is_validated = True
+        self.body = entry.body
+        merged = ResponseHead(answer.status, update_fields(answer.fields, head.fields, stage.wall_clock()))
+        verdict = self._decide(merged, now)
+        match verdict:
+            case Storable():
+                self._share(verdict, merged, True, now, confirmed=(entry, answer))
+            case NotStorable():
+                # It still holds for who asked, and for nobody else.
+                stage.store.remove(entry)
+                self.is_storing = False
+                timing = stage.stale_timing(answer, now)
+                lone = Storable(timing, tuple(f for f in merged.fields if f[0] != b"age"), (), answer.length, False)
+                self._share(lone, merged, True, now)
+
+    def _renew(self, stored: StoredResponse, head: ResponseHead, now: float) -> StoredResponse | None:
+        """A stored response as a 304 updates it; None when it may not be stored any more."""
+        merged = ResponseHead(stored.status, update_fields(stored.fields, head.fields, self.stage.wall_clock()))
+        verdict = self._decide(merged, now)
+        if isinstance(verdict, NotStorable):
+            return None
+        return self._build(verdict, stored.status, stored.length)
+
+    def _decide(self, head: ResponseHead, now: float) -> Storable | NotStorable:
+        stage = self.stage
+        return decide_storable(
             stage.rule,
             self.view.head,
             stage.request_directives(self.view),
@@ -186,11 +273,19 @@ class Flight:
             received_at=now,
             wall_s=stage.wall_clock(),
         )
-        match verdict:
-            case NotStorable():
-                self._take_alone(verdict, end, now)
-            case Storable():
-                self._share(verdict, head, end, now)
+
+    def _build(self, verdict: Storable, status: int, length: int) -> StoredResponse:
+        response = StoredResponse(
+            status,
+            verdict.fields,
+            verdict.timing,
+            length,
+            self.stage.wall_clock(),
+            is_head_only=self.view.is_head,
+        )
+        response.fwd = self.fwd
+        response.answers_authorized = verdict.answers_authorized
+        return response
 
     def _take_alone(self, verdict: NotStorable, end: bool, now: float) -> None:
         stage = self.stage
@@ -207,17 +302,19 @@ class Flight:
             stage.tell(Ended(self.id))
             stage.forget(self)
 
-    def _share(self, verdict: Storable, head: ResponseHead, end: bool, now: float) -> None:
+    def _share(
+        self,
+        verdict: Storable,
+        head: ResponseHead,
+        end: bool,
+        now: float,
+        *,
+        confirmed: tuple[Entry, StoredResponse] | None = None,
+    ) -> None:
+        """The response answers everyone who waits, or is stored for later. `confirmed` is what a 304 stands for."""
         stage = self.stage
-        response = StoredResponse(
-            head.status,
-            verdict.fields,
-            verdict.timing,
-            verdict.length,
-            stage.wall_clock(),
-            is_head_only=self.view.is_head,
-        )
-        response.fwd = self.fwd
+        length = verdict.length if confirmed is None else confirmed[1].length
+        response = self._build(verdict, head.status, length)
         names = stage.store.learn_vary(self.key, verdict.vary)
         secondary = self.view.secondary(names)
         differing: tuple[Visitor, ...] = ()
@@ -229,6 +326,11 @@ class Flight:
             )
             self.names = names
         self.response = response
+        if confirmed is not None:
+            entry = confirmed[0]
+            # In its place where it is the variant asked for; another variant's bytes are stored for this one beside it.
+            if entry.secondary == secondary and stage.store.renew(entry, response):
+                self.is_storing = False
         if end:
             self._complete(now)
         joinable_until = response.fresh_until
@@ -236,7 +338,16 @@ class Flight:
             joinable_until = max(joinable_until, now + JOINABLE_WHILE_RUNNING_S)
         for visitor in differing:
             visitor.flight = None
-        stage.tell(HeadStorable(self.id, stage.flight_key(self.key, secondary, self.id), joinable_until, differing))
+        stage.tell(
+            HeadStorable(
+                self.id,
+                stage.flight_key(self.key, secondary, self.id),
+                joinable_until,
+                differing,
+                verdict.is_shareable,
+                stage.collapse.not_collapsible_s,
+            )
+        )
         if end:
             stage.tell(Ended(self.id))
             stage.forget(self)
@@ -278,7 +389,9 @@ class Flight:
             head = response.partial(now, use, first, last)
         else:
             reader = Reader(self.body, visitor.client, is_paused=visitor.is_paused)
-            if use == "led":
+            if self.is_validated:
+                head = response.head(now, "validated" if use == "led" else use)
+            elif use == "led":
                 assert self.origin_head is not None
                 detail = self.fwd + (b"; stored" if stage.may_store else b"")
                 head = with_cache_status(self.origin_head, detail, stage.wall_clock())
@@ -379,7 +492,7 @@ class Flight:
         assert response is not None
         was_passing = self.is_passing
         self._finish()
-        if not was_passing:
+        if not was_passing and self.is_storing:
             response.set_length(self.body.total)
             self.stage.put(self, response, now)
 

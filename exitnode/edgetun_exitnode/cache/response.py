@@ -15,9 +15,9 @@ from edgetun_exitnode.cache.validators import ByteRange, Condition, parse_etag
 CACHE_NAME: Final = b"edgetun"
 """How this cache calls itself in Cache-Status (RFC 9211 §2)."""
 
-Use = Literal["hit", "led", "collapsed", "revalidating", "error"]
-"""How a response comes to answer a visitor: from store, from a fetch made for them, from another visitor's fetch, stale while a
-fetch runs, or stale because the origin failed."""
+Use = Literal["hit", "led", "validated", "collapsed", "revalidating", "error", "accepted"]
+"""How a response comes to answer a visitor: from store, from a fetch made for them, from store after the origin confirmed it (304),
+from another visitor's fetch, stale while a fetch runs, stale because the origin failed, or stale because the visitor takes it."""
 
 _KEPT_IN_304: Final = frozenset(
     {b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary", b"last-modified"}
@@ -45,12 +45,15 @@ class StoredResponse:
     __slots__ = (
         "_heads",
         "_heads_until",
+        "answers_authorized",
+        "date",
         "etag",
         "fields",
         "fresh_until",
         "fwd",
         "is_head_only",
         "last_modified",
+        "last_modified_field",
         "length",
         "status",
         "timing",
@@ -68,13 +71,29 @@ class StoredResponse:
         self.fresh_until = timing.fresh_until
         self.length = length
         self.is_head_only = is_head_only
+        self.answers_authorized = False
         self.fwd = b"fwd=uri-miss"
         """Why it was fetched (RFC 9211 §2.2), for those who share the fetch."""
         self.etag = parse_etag(head.get(b"etag"))
         modified = head.get(b"last-modified")
         self.last_modified = None if modified is None else parse_http_date(modified)
+        self.last_modified_field = modified if self.last_modified is not None else None
+        stated = head.get(b"date")
+        self.date = (parse_http_date(stated) if stated is not None else None) or wall_s
+        """When the origin made it; when it came, if the origin does not say."""
         self._heads: dict[tuple[Use, int], ResponseHead] = {}
         self._heads_until = float("-inf")
+
+    @property
+    def can_be_validated(self) -> bool:
+        """The origin can be asked whether it still holds (RFC 9111 §4.3.1)."""
+        return self.status == 200 and (self.etag is not None or self.last_modified is not None)
+
+    def with_timing(self, timing: Timing, wall_s: float) -> StoredResponse:
+        """The same response with another freshness."""
+        other = StoredResponse(self.status, self.fields, timing, self.length, wall_s, is_head_only=self.is_head_only)
+        other.fwd, other.answers_authorized = self.fwd, self.answers_authorized
+        return other
 
     def set_length(self, length: int) -> None:
         """The body is complete: from now on its length is stated, so that a front need not chunk."""
@@ -140,6 +159,10 @@ class StoredResponse:
                 detail = b"%s; collapsed; ttl=%d" % (self.fwd, ttl)
             case "led":
                 detail = b"%s; ttl=%d" % (self.fwd, ttl)
+            case "validated":
+                detail = b"%s; fwd-status=304; ttl=%d" % (self.fwd, ttl)
+            case "accepted":
+                detail = b"hit; ttl=%d; detail=max-stale" % ttl
             case "revalidating":
                 detail = b"hit; ttl=%d; detail=stale-while-revalidate" % ttl
             case "error":
@@ -152,7 +175,10 @@ def decide_not_modified(response: StoredResponse, condition: Condition | None) -
     return (
         condition is not None
         and 200 <= response.status < 300
-        and condition.is_not_modified(response.etag, response.last_modified)
+        # Without Last-Modified the Date stands in for it (RFC 9111 §4.3.2).
+        and condition.is_not_modified(
+            response.etag, response.date if response.last_modified is None else response.last_modified
+        )
     )
 
 

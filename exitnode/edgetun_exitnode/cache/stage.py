@@ -43,7 +43,16 @@ from edgetun_exitnode.cache.collapse import (
 from edgetun_exitnode.cache.collapse import Visitor as AnyVisitor
 from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, RequestDirectives
 from edgetun_exitnode.cache.flight import FILL_S, Flight
-from edgetun_exitnode.cache.freshness import Fresh, MustForward, Stale, Storable, decide_freshness, decide_storable
+from edgetun_exitnode.cache.freshness import (
+    Fresh,
+    MustForward,
+    Stale,
+    Storable,
+    Timing,
+    current_age_s,
+    decide_freshness,
+    decide_storable,
+)
 from edgetun_exitnode.cache.key import QueryFilter, Secondary, build_invalidated_targets, build_key
 from edgetun_exitnode.cache.passing import PassThrough
 from edgetun_exitnode.cache.response import (
@@ -57,6 +66,7 @@ from edgetun_exitnode.cache.response import (
 from edgetun_exitnode.cache.scheduling import Scheduler
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Entry, Store
+from edgetun_exitnode.cache.validation import Conditions, build_conditions, decide_freshened_by_head, update_fields
 from edgetun_exitnode.cache.view import RequestView, Views, build_view
 from edgetun_exitnode.cache.visitor import Visitor
 
@@ -161,6 +171,9 @@ class CacheStage:
                     case Stale():
                         fwd = b"fwd=stale"
                         is_failing = freshness.may_serve_on_error and now < entry.failed_until
+                        if freshness.is_accepted:
+                            self.stats.stale += 1
+                            return self._answer(entry, view, client, now, "accepted", None) or CLOSED
                         if freshness.may_serve_while_revalidating or is_failing:
                             return self._answer_stale(entry, view, peer, client, now, is_failing)
                     case MustForward():
@@ -172,10 +185,14 @@ class CacheStage:
             client.on_head(gateway_timeout(self.wall_clock()), True)
             return CLOSED
         flight_key = self._flight_key(view)
-        if self.coordinator.goes_alone(flight_key, now):
+        validates = view.may_validate and self._can_be_validated(view)
+        if validates and self.coordinator.goes_alone(flight_key, now):
+            flight_key = self._own_key(view)
+        elif self.coordinator.goes_alone(flight_key, now):
             self.stats.alone += 1
             return self.next.open(head, peer, True, self._watch_alone(view, client, flight_key, now))
         visitor = Visitor(view, peer, client, fwd)
+        visitor.may_lead = validates or view.byte_range is None
         self._ask(visitor, flight_key, now)
         visitor.is_opening = False
         return CLOSED if visitor.is_over else visitor
@@ -186,7 +203,7 @@ class CacheStage:
         visitor.asks += 1
         newer_than = self.store.invalidated_at(view.key, self.tenant)
         may_join_late = not view.wants_new
-        event = Asked(flight_key, visitor, newer_than, view.byte_range is None, may_join_late)
+        event = Asked(flight_key, visitor, newer_than, visitor.may_lead, may_join_late)
         if view.is_head:
             # A GET on its way answers a HEAD as well, but cannot be led by one.
             get_key = self.flight_key(view.key, view.secondary(self.store.vary_of(view.key)), 0)
@@ -198,6 +215,11 @@ class CacheStage:
     def _flight_key(self, view: RequestView) -> FlightKey:
         key = view.head_key if view.is_head else view.key
         return self.flight_key(key, view.secondary(self.store.vary_of(key)), 0)
+
+    def _own_key(self, view: RequestView) -> FlightKey:
+        """A key that nobody else has: the flight is for one visitor, and for the store."""
+        self._serial += 1
+        return (view.key, view.secondary(self.store.vary_of(view.key)), self._serial)
 
     def flight_key(self, key: bytes, secondary: Secondary, flight_id: FlightId) -> FlightKey:
         """What flights are joined by. Without collapsing each has a key of its own."""
@@ -227,6 +249,56 @@ class CacheStage:
                 entry.rule = self.rule
             return entry, b""
         return None, b"fwd=uri-miss"
+
+    def _can_be_validated(self, view: RequestView) -> bool:
+        """The origin can be asked to confirm the stored response that fits this request."""
+        if not self.may_store:
+            return False
+        entry, _ = self._find(view)
+        return entry is not None and entry.response.can_be_validated
+
+    def conditions_for(self, view: RequestView) -> tuple[Conditions | None, dict[StoredResponse, Entry]]:
+        """What to ask the origin to confirm, and the entries that it may confirm (RFC 9111 §4.3.1)."""
+        entry, _ = self._find(view)
+        resource = self._resources.get(view.key)
+        if resource is None:
+            return None, {}
+        entries = {each.response: each for each in resource.variants.values() if each.rule is self.rule}
+        conditions = build_conditions(entry.response if entry is not None else None, tuple(reversed(entries)))
+        return conditions, entries if conditions is not None else {}
+
+    def freshen_by_head(self, view: RequestView, head: ResponseHead, requested_at: float, now: float) -> None:
+        """A 200 to a HEAD confirms the stored GET, or makes it stale (RFC 9111 §4.3.5)."""
+        if head.status != 200 or not self.may_store:
+            return
+        resource = self._resources.get(view.key)
+        entry = resource.variants.get(view.secondary(resource.vary)) if resource is not None else None
+        if entry is None or entry.rule is not self.rule or entry.response.status != 200:
+            return
+        stored = entry.response
+        if not decide_freshened_by_head(stored, head):
+            self.store.renew(entry, stored.with_timing(self.stale_timing(stored, now), self.wall_clock()))
+            return
+        merged = ResponseHead(200, update_fields(stored.fields, head.fields, self.wall_clock()))
+        verdict = decide_storable(
+            self.rule,
+            view.fetch_head,
+            self.request_directives(view),
+            merged,
+            requested_at=requested_at,
+            received_at=now,
+            wall_s=self.wall_clock(),
+        )
+        if not isinstance(verdict, Storable):
+            self.store.remove(entry)
+        else:
+            self.store.renew(
+                entry, StoredResponse(200, verdict.fields, verdict.timing, stored.length, self.wall_clock())
+            )
+
+    def stale_timing(self, response: StoredResponse, now: float) -> Timing:
+        """What is known of a response, with nothing left of its freshness."""
+        return Timing(now, current_age_s(response.timing, now), 0.0, may_be_stale=False)
 
     def find_for_error(self, view: RequestView, now: float) -> Entry | None:
         """The stored response that may answer although the origin failed (RFC 5861 §4)."""
@@ -360,7 +432,7 @@ class CacheStage:
                         self._fetch(effect, leader.view, leader.peer, leader, now)
                 case GoAlone(visitors, remembered):
                     for each in visitors:
-                        self._go_alone(_known(each), remembered, now)
+                        self._go_alone(_known(each), remembered, now, validates=effect.validates)
                 case AskAgain(visitors):
                     for each in visitors:
                         visitor = _known(each)
@@ -453,8 +525,8 @@ class CacheStage:
 
     # -- passing through ------------------------------------------------------------------------------------------------
 
-    def _go_alone(self, visitor: Visitor, remembered: bool, now: float) -> None:
-        """Lets a visitor make a request of their own; what comes back is theirs alone."""
+    def _go_alone(self, visitor: Visitor, remembered: bool, now: float, *, validates: bool = False) -> None:
+        """Lets a visitor make a request of their own; what comes back is theirs alone, or confirms what is stored."""
         if visitor.flight is not None:
             self.stats.released += 1
             visitor.flight = None
@@ -463,6 +535,10 @@ class CacheStage:
         if visitor.is_over:
             return
         view = visitor.view
+        if validates and view.may_validate and self._can_be_validated(view):
+            visitor.may_lead = True
+            self._apply(self.coordinator.handle(Asked(self._own_key(view), visitor), now), now, None)
+            return
         if remembered:
             sink = self._watch_alone(view, visitor.client, self._flight_key(view), now)
         else:
@@ -489,7 +565,7 @@ class CacheStage:
                     received_at=now,
                     wall_s=self.wall_clock(),
                 )
-                if isinstance(verdict, Storable):
+                if isinstance(verdict, Storable) and verdict.is_shareable:
                     self.tell(FoundStorable(flight_key))
                 elif head.get(b"date") is not None:
                     # What makes a head not storable stands in the head, so the same head is not storable again.

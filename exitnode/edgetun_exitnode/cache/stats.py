@@ -26,6 +26,10 @@ class CacheStats:
 
     fetches: int = 0
     """Requests sent for all who wait: misses, promotions and refreshes."""
+    validations: int = 0
+    """Of these, the ones that asked whether what is stored still holds."""
+    validated: int = 0
+    """Of these, the ones answered by 304."""
     released: int = 0
     """Followers who had to make a request of their own after all."""
     impatient: int = 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgetun_core.http.message import ResponseHead
+from edgetun_core.http.message import Fields, ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, build_stored_body
@@ -31,17 +31,23 @@ MAX_KNOWN_NAMES: Final = 16
 MAX_VARIANTS: Final = 32
 """Entries of one primary key; the oldest goes when one more comes."""
 IN_FLIGHT_WITHOUT_STORE_BYTES: Final = 64 * 1024 * 1024
+KEPT_FOR_VALIDATION_S: Final = 86_400.0
+"""How long beyond its use a response with a validator is kept when nobody asks for it: a 304 makes it fresh again."""
 _MEMORY: Final = 8192
 """How many keys' Vary and invalidations are remembered."""
 _NEVER: Final = float("-inf")
 _NOT_RENDERED: Final = ResponseHead(200, ())
 
 
+def fields_bytes(fields: Fields) -> int:
+    """What fields cost."""
+    return sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in fields)
+
+
 class Entry:
     """One stored response with its complete body: `whole` when it is in one piece."""
 
     __slots__ = (
-        "_pieces",
         "asked_again_at",
         "failed_until",
         "head_now",
@@ -49,6 +55,7 @@ class Entry:
         "is_used",
         "newer",
         "older",
+        "pieces",
         "resource",
         "response",
         "rule",
@@ -66,11 +73,11 @@ class Entry:
         self.rule = rule
         self.response = response
         self.whole: bytes | None = pieces[0] if len(pieces) == 1 else (b"" if not pieces else None)
-        self._pieces = pieces
+        self.pieces = pieces
         self.size_bytes = (
             ENTRY_OVERHEAD_BYTES
             + sum(len(piece) + CHUNK_OVERHEAD_BYTES for piece in pieces)
-            + sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in response.fields)
+            + fields_bytes(response.fields)
             + sum(len(value) for value in secondary if value is not None)
         )
         self.head_now = _NOT_RENDERED
@@ -86,9 +93,15 @@ class Entry:
         self.newer: Entry | None = None
 
     @property
+    def useful_until(self) -> float:
+        """The moment from which it can answer nobody, not even after the origin confirmed it."""
+        more_s = KEPT_FOR_VALIDATION_S if self.response.can_be_validated else 0.0
+        return self.response.timing.useful_until + more_s
+
+    @property
     def body(self) -> Body:
         """The body as readers take it."""
-        return build_stored_body(self._pieces)
+        return build_stored_body(self.pieces)
 
 
 class Resource:
@@ -162,7 +175,7 @@ class _Shelf:
             if entry is None or entry in useless:
                 break
             self.broom = entry.newer
-            if entry.response.timing.useful_until <= now:
+            if entry.useful_until <= now:
                 useless.append(entry)
         return useless
 
@@ -268,6 +281,26 @@ class Store:
         for useless in shelf.sweep(now):
             self._unlink(useless)
             self.stats.expired += 1
+        return True
+
+    def renew(self, entry: Entry, response: StoredResponse) -> bool:
+        """Puts a validated response in the place of what the entry held, with the same body; False when it was taken out meanwhile.
+
+        An entry that was invalidated or purged is out, so a 304 that was asked for before cannot bring it back.
+        """
+        if entry.resource is None:
+            return False
+        shelf = self._shelves[entry.tenant]
+        more_bytes = fields_bytes(response.fields) - fields_bytes(entry.response.fields)
+        entry.response = response
+        entry.head_until = _NEVER
+        entry.asked_again_at = entry.failed_until = _NEVER
+        entry.size_bytes += more_bytes
+        shelf.stored_bytes += more_bytes
+        self.stored_bytes += more_bytes
+        self._place(shelf)
+        if more_bytes > 0 and not self._make_room(shelf, 0):
+            self.remove(entry)
         return True
 
     def reserve(self, tenant: str, size_bytes: int) -> bool:

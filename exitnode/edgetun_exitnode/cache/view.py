@@ -19,7 +19,7 @@ _REWRITES: Final = frozenset(
 )
 """Fields by which some origins take another target, method or host than the request's, which the key does not hold."""
 
-_CONDITIONS_ANSWERED_HERE: Final = frozenset({b"if-none-match", b"if-modified-since"})
+_CONDITIONS_ANSWERED_HERE: Final = frozenset({b"if-none-match", b"if-modified-since", b"range", b"if-range"})
 _MAX_VIEWS: Final = 8192
 _MAX_HEAD_BYTES: Final = 4096
 _MAX_VIEW_BYTES: Final = 6 * 1024 * 1024
@@ -49,6 +49,7 @@ class RequestView:
         "is_head",
         "is_plain",
         "key",
+        "may_validate",
         "owner",
         "wants_new",
     )
@@ -66,6 +67,8 @@ class RequestView:
         """The visitor wants what the origin says now: a flight whose head has arrived is too old."""
         self.condition: Condition | None = None
         self.byte_range: ByteRange | None = None
+        self.may_validate = False
+        """A fetch for this request may ask the origin to confirm what is stored: a GET."""
         self.fetch_head = head
         """What is sent when this request leads a fetch for all: without conditions, which are answered here."""
         self._names: tuple[bytes, ...] = ()
@@ -117,6 +120,7 @@ def build_view(
     view.key = key
     view.head_key = key + HEAD_SUFFIX
     view.is_head = method == b"HEAD"
+    view.may_validate = not view.is_head
     if is_override:
         # A reload must not pierce the shield; `only-if-cached` never does.
         if directives.only_if_cached:
@@ -134,6 +138,7 @@ def build_view(
         view.condition = parse_condition(
             interesting.get(b"if-none-match", []), interesting.get(b"if-modified-since", [])
         )
+    if view.condition is not None or view.byte_range is not None or b"if-range" in interesting:
         view.fetch_head = head.replace(
             fields=tuple(field for field in head.fields if field[0] not in _CONDITIONS_ANSWERED_HERE)
         )

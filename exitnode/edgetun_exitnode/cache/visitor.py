@@ -25,6 +25,7 @@ class Visitor:
         "is_opening",
         "is_over",
         "is_paused",
+        "may_lead",
         "peer",
         "reader",
         "upstream",
@@ -45,6 +46,8 @@ class Visitor:
         self.is_opening = True
         """`Handler.open` has not returned yet."""
         self.asks = 0
+        self.may_lead = True
+        """Their request can be fetched for others."""
 
     def send_data(self, data: bytes, end: bool) -> None:
         """Nothing to send: collapsed requests have no body."""

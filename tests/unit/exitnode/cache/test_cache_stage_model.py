@@ -18,7 +18,6 @@ from edgetun_exitnode.cache.store import Store
 from support.cache import Bench, Guest, OriginExchange
 
 KINDS = ["shared", "short", "private", "cookie", "vary", "error", "large", "star", "missing"]
-ETAG = b'"tag"'
 
 
 class Asked(Guest):
@@ -41,6 +40,8 @@ class CacheStageModel(RuleBasedStateMachine):
         """By the number of an exchange: its whole body, what kind it was, when its head came, whether its length was stated."""
         self.sent: dict[int, int] = {}
         self.writes: dict[bytes, float] = {}
+        self.confirmed: dict[int, float] = {}
+        """By the number of an exchange: when a 304 last said that its response still holds."""
 
     @initialize(
         override=st.booleans(), collapse=st.booleans(), swr=st.sampled_from([0.0, 2.0]), sie=st.sampled_from([0.0, 2.0])
@@ -74,7 +75,7 @@ class CacheStageModel(RuleBasedStateMachine):
             case "reload":
                 fields.append((b"cache-control", b"no-cache"))
             case "condition":
-                fields.append((b"if-none-match", ETAG))
+                fields.append((b"if-none-match", b'"0"'))
             case "range":
                 fields.append((b"range", b"bytes=5-14"))
             case "cookie":
@@ -138,7 +139,7 @@ class CacheStageModel(RuleBasedStateMachine):
         text = b"[%d %s %s]" % (number, exchange.head.target, variant)
         body = text * (400 if kind == "large" else 4)
         self.plans[number] = (body, kind, self.bench.time.now, with_length)
-        fields = [(b"x-exchange", b"%d" % number), (b"etag", ETAG)]
+        fields = [(b"x-exchange", b"%d" % number), (b"etag", b'"%d"' % number)]
         status = 200
         match kind:
             case "private":
@@ -160,6 +161,31 @@ class CacheStageModel(RuleBasedStateMachine):
         if with_length or kind == "short":
             fields.append((b"content-length", b"%d" % (len(body) + (kind == "short"))))
         exchange.answer_head(status, tuple(fields), end=exchange.head.method == b"HEAD")
+
+    def confirmable(self) -> list[tuple[int, OriginExchange, int]]:
+        """Exchanges that ask about a response which still holds for them, as far as Vary goes."""
+        found = []
+        for number, exchange in self.waiting():
+            for tag in (exchange.head.get(b"if-none-match") or b"").split(b", "):
+                about = int(tag.strip(b'"') or -1)
+                if about not in self.plans:
+                    continue
+                same = exchange.head.get(b"x-v") == self.bench.origin[about].head.get(b"x-v")
+                if same or self.plans[about][1] != "vary":
+                    found.append((number, exchange, about))
+        return found
+
+    @precondition(lambda self: self.confirmable())
+    @rule(data=st.data(), named=st.booleans(), lifetime=st.sampled_from([b"max-age=1", b"no-cache", b"no-store", None]))
+    def confirm(self, data, named, lifetime):
+        number, exchange, about = data.draw(st.sampled_from(self.confirmable()))
+        alone = (exchange.head.get(b"if-none-match") or b"") == b'"%d"' % about
+        fields = [(b"etag", b'"%d"' % about)] if named or not alone else []
+        if lifetime is not None:
+            fields.append((b"cache-control", lifetime))
+        self.plans[number] = (b"", "confirmation", self.bench.time.now, False)
+        self.confirmed[about] = self.bench.time.now
+        exchange.answer_head(304, tuple(fields), end=True)
 
     @precondition(lambda self: self.answering())
     @rule(data=st.data(), size=st.integers(1, 900))
@@ -218,6 +244,7 @@ class CacheStageModel(RuleBasedStateMachine):
         if written is not None and guest.at > written:
             assert answered_at >= written or self.asked_at(number) >= written
         # Never older than is allowed, counted from its head; joining while it runs is the override's.
+        answered_at = max(answered_at, self.confirmed.get(number, answered_at))
         if guest.at > answered_at:
             limit = 1.0 + self.longest_stale_s + (60.0 if self.bench.rule.mode == "override" else 0.0)
             assert guest.at - answered_at < limit

@@ -64,7 +64,23 @@ def fresh_for(verdict) -> float:
         ("§4.2.1 max-age before Expires", [cc("max-age=10"), DATE, (b"expires", format_http_date(WALL + 99))], 200, 10),
         ("§4.2.1 Expires less Date", [DATE, (b"expires", format_http_date(WALL + 7))], 200, 7),
         ("§4.2.1 Expires without Date", [(b"expires", format_http_date(WALL + 7))], 200, 7),
-        ("§4.2.1 two Expires: the sooner", [DATE, (b"expires", format_http_date(WALL + 7)), (b"expires", format_http_date(WALL + 3))], 200, 3),
+        ("§4.2.1 two Expires that are one", [DATE, (b"expires", format_http_date(WALL + 7)), (b"expires", format_http_date(WALL + 7))], 200, 7),
+        ("§5.2.2.7 private with names", [cc('max-age=10, private="x"')], 200, 10),
+        ("§5.2.2.4 no-cache with names", [cc('max-age=10, no-cache="x"')], 200, 10),
+        ("§5.2.2.3 must-understand lifts no-store", [cc("max-age=10, no-store, must-understand")], 200, 10),
+        ("§3 a status without rules of its own", [cc("max-age=10")], 299, 10),
+        ("§3 an unknown status", [cc("max-age=10")], 599, 10),
+        ("§5.1 the first of several ages", [cc("max-age=10"), (b"age", b"4, 8")], 200, 6),
+        ("§5.1 the first of several Age lines", [cc("max-age=10"), (b"age", b"4"), (b"age", b"9")], 200, 6),
+        ("§5.1 an Age that is no number", [cc("max-age=10"), (b"age", b"old")], 200, 10),
+        ("RFC 9213 §2.2 edgetun's own field first", [cc("max-age=10"), (b"cdn-cache-control", b"max-age=20"), (b"edgetun-cache-control", b"max-age=30")], 200, 30),
+        ("RFC 9213 §2.2 a targeted field before Cache-Control", [cc("no-store"), (b"cdn-cache-control", b"max-age=20")], 200, 20),
+        ("RFC 9213 §2.1 malformed: the next one counts", [cc("max-age=10"), (b"edgetun-cache-control", b"max-age=30,"), (b"cdn-cache-control", b"max-age=20")], 200, 20),
+        ("RFC 9213 §2.1 malformed: Cache-Control counts", [cc("max-age=10"), (b"cdn-cache-control", b"Max-Age=20")], 200, 10),
+        ("RFC 9213 §2.2 empty: Cache-Control counts", [cc("max-age=10"), (b"cdn-cache-control", b"")], 200, 10),
+        ("RFC 9213 §2.1 parameters mean nothing", [cc("max-age=10"), (b"cdn-cache-control", b"max-age=20;x=y, no-store=?0")], 200, 20),
+        ("RFC 9213 two lines are one", [(b"cdn-cache-control", b"max-age=20"), (b"cdn-cache-control", b"must-revalidate")], 200, 20),
+        ("RFC 9651 the last of two keys", [(b"cdn-cache-control", b"max-age=20, max-age=7")], 200, 7),
         ("§4.2.3 Age is spent already", [cc("max-age=10"), (b"age", b"4")], 200, 6),
         ("§4.2.3 an old Date is spent already", [cc("max-age=10"), (b"date", format_http_date(WALL - 3))], 200, 7),
         ("§3 redirect with stated freshness", [cc("max-age=10")], 302, 10),
@@ -80,13 +96,27 @@ def test_stored_by_the_origins_word(section, fields, status, expected_s):
 @pytest.mark.parametrize(
     ("section", "fields", "status"),
     [
-        ("§4.2.2 no freshness stated, none guessed", [DATE, (b"last-modified", format_http_date(WALL - 9999))], 200),
+        ("§4.2.2 no freshness stated, none guessed", [DATE], 200),
         ("§3 public alone says not how long", [cc("public")], 200),
         ("§5.2.2.5 no-store", [cc("max-age=10, no-store")], 200),
         ("§5.2.2.7 private", [cc("max-age=10, private")], 200),
-        ("§5.2.2.7 private with names", [cc('max-age=10, private="x"')], 200),
+        (
+            "§4.2.1 two Expires that differ",
+            [DATE, (b"expires", format_http_date(WALL + 7)), (b"expires", format_http_date(WALL + 3))],
+            200,
+        ),
+        ("§5.2.2.7 private with what is no name", [cc('max-age=10, private="x y"')], 200),
+        ("§5.2.2.3 must-understand, and we do not", [cc("max-age=10, must-understand")], 299),
+        ("RFC 9213 no-store for caches like this one", [cc("max-age=10"), (b"cdn-cache-control", b"no-store")], 200),
+        ("RFC 9213 private for this one", [cc("max-age=10"), (b"edgetun-cache-control", b"private")], 200),
+        (
+            "RFC 9213 §2.1 a number as text is left out, and Expires does not count",
+            [(b"cdn-cache-control", b'max-age="20"'), DATE, (b"expires", format_http_date(WALL + 9))],
+            200,
+        ),
+        ("RFC 6585 429", [cc("max-age=10")], 429),
+        ("RFC 6585 511", [cc("max-age=10")], 511),
         ("§5.2.2.4 no-cache", [cc("max-age=10, no-cache")], 200),
-        ("§5.2.2.4 no-cache with names", [cc('max-age=10, no-cache="x"')], 200),
         ("§4.2.1 stale on arrival", [cc("max-age=0")], 200),
         ("§4.2.1 s-maxage=0 before max-age", [cc("s-maxage=0, max-age=10")], 200),
         ("§4.2.3 spent on the way", [cc("max-age=10"), (b"age", b"10")], 200),
@@ -99,7 +129,6 @@ def test_stored_by_the_origins_word(section, fields, status, expected_s):
         ("§4.1 Vary on more than is sensible", [cc("max-age=10"), (b"vary", b"a,b,c,d,e,f,g,h,i")], 200),
         ("§3.3 206 is a part", [cc("max-age=10"), (b"content-range", b"bytes 0-1/2")], 206),
         ("§3 304 is no whole response", [cc("max-age=10")], 304),
-        ("§3 a status not understood", [cc("max-age=10")], 299),
         ("§3 401", [cc("max-age=10")], 401),
         ("Set-Cookie", [cc("max-age=10"), (b"set-cookie", b"a=b")], 200),
         ("malformed Cache-Control", [cc("max-age=10;public")], 200),
@@ -136,7 +165,6 @@ def test_override_gives_its_ttl_from_the_moment_the_head_arrived(why, fields, st
     [
         ("no-store", [cc("no-store")], 200),
         ("private", [cc("private, max-age=60")], 200),
-        ("private with names", [cc('private="x"')], 200),
         ("malformed", [cc("max-age=10;")], 200),
         ("Set-Cookie", [(b"set-cookie", b"a=b")], 200),
         ("Vary: *", [(b"vary", b"*")], 200),
@@ -168,11 +196,19 @@ def test_no_store_and_private_are_stored_only_when_the_operator_says_so():
     assert fresh_for(decide(cc("no-store, private"), rule=rule)) == 2.0
 
 
-def test_an_answer_to_an_authorized_request_needs_the_operators_word():
-    """§3.5, narrower than it could be: `public` does not do."""
+def test_an_answer_to_an_authorized_request_needs_the_origins_word_or_the_operators():
+    """§3.5."""
     authorized = [(b"authorization", b"Bearer x")]
-    assert isinstance(decide(cc("public, max-age=9"), request_fields=authorized), NotStorable)
-    assert isinstance(decide(cc("s-maxage=9, must-revalidate"), request_fields=authorized), NotStorable)
+    assert isinstance(decide(cc("max-age=9"), request_fields=authorized), NotStorable)
+    for word in ("public, max-age=9", "s-maxage=9", "must-revalidate, max-age=9"):
+        verdict = decide(cc(word), request_fields=authorized)
+        assert fresh_for(verdict) == 9.0
+        assert isinstance(verdict, Storable)
+        assert verdict.answers_authorized
+    for word in ("max-age=9", "proxy-revalidate, max-age=9"):
+        verdict = decide(cc(word))
+        assert isinstance(verdict, Storable)
+        assert not verdict.answers_authorized
     assert (
         fresh_for(decide(cc("max-age=9"), request_fields=authorized, rule=CacheRule(allow_authorization=True))) == 9.0
     )
@@ -269,3 +305,55 @@ def test_whether_a_stored_response_may_answer(request_directives, now, expected)
         assert isinstance(decided, MustForward)
     else:
         assert decided == expected
+
+
+@pytest.mark.parametrize(
+    "validator", [(b"etag", b'"a"'), (b"etag", b'W/"a"'), (b"last-modified", format_http_date(WALL - 9999))]
+)
+@pytest.mark.parametrize("word", ["no-cache", "max-age=0", "s-maxage=0, max-age=9", "public"])
+def test_what_is_stale_from_the_first_is_stored_where_it_can_be_validated_and_shared_with_nobody(word, validator):
+    """§4.3, §5.2.2.4."""
+    verdict = decide(cc(word), DATE, validator)
+    assert isinstance(verdict, Storable)
+    assert not verdict.is_shareable
+    assert isinstance(decide(cc(word), DATE, validator, status=404), NotStorable)
+    assert isinstance(decide(cc(word), DATE, validator, method=b"HEAD"), NotStorable)
+
+
+def test_a_lifetime_is_guessed_only_where_the_operator_allows_it_and_within_bounds():
+    """§4.2.2: a tenth of the time since the last change, never where a lifetime is stated."""
+    rule = CacheRule(heuristic_max_s=60.0)
+    changed = (b"last-modified", format_http_date(WALL - 200))
+    assert fresh_for(decide(DATE, changed, rule=rule)) == 20.0
+    assert fresh_for(decide(DATE, changed, status=404, rule=rule)) == 20.0
+    assert fresh_for(decide(DATE, (b"last-modified", format_http_date(WALL - 9999)), rule=rule)) == 60.0
+    assert fresh_for(decide(DATE, changed, cc("max-age=5"), rule=rule)) == 5.0
+    assert fresh_for(decide(DATE, changed, cc("public"), status=299, rule=rule)) == 20.0
+    for fields, status in (
+        ((DATE,), 200),
+        ((DATE, changed), 299),
+        ((DATE, changed, (b"expires", b"0")), 404),
+        ((DATE, (b"last-modified", b"yesterday")), 200),
+        ((DATE, (b"last-modified", format_http_date(WALL + 9999))), 404),
+    ):
+        assert isinstance(decide(*fields, status=status, rule=rule), NotStorable)
+    verdict = decide(DATE, changed)
+    assert isinstance(verdict, Storable)
+    assert not verdict.is_shareable
+
+
+def test_fields_named_by_private_or_no_cache_are_not_stored_and_the_rest_is():
+    """§5.2.2.4, §5.2.2.7."""
+    verdict = decide(
+        cc('max-age=9, private="X-User", no-cache="X-Token, x-other"'), (b"x-user", b"me"), (b"x-token", b"t")
+    )
+    assert isinstance(verdict, Storable)
+    assert [name for name, _ in verdict.fields] == [b"cache-control"]
+
+
+def test_a_targeted_field_speaks_of_stale_too():
+    """RFC 9213 §2.2."""
+    verdict = decide(cc("max-age=1, stale-if-error=60"), (b"cdn-cache-control", b"max-age=9, must-revalidate"))
+    assert isinstance(verdict, Storable)
+    assert verdict.timing.stale_if_error_s == 0
+    assert not verdict.timing.may_be_stale
