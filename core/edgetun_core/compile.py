@@ -22,6 +22,7 @@ from edgetun_core.api.meta import Resource
 from edgetun_core.api.policies import (
     CachePolicy,
     CollapsePolicy,
+    CompressionPolicy,
     HeaderChanges,
     HeaderPolicy,
     LimitPolicy,
@@ -35,6 +36,7 @@ from edgetun_core.quantities import quoted
 from edgetun_core.snapshot import (
     CacheRule,
     CollapseRule,
+    CompressionRule,
     CredentialKey,
     HeaderRules,
     LimitRule,
@@ -192,7 +194,17 @@ def tunnel_rule(tunnel: Tunnel, hostnames: Sequence[str] | None = None) -> Tunne
 
 _DEFAULTS: dict[type[Struct], dict[str, object]] = {
     kind: {field.name: field.default for field in msgspec.structs.fields(kind)}
-    for kind in (TunnelRule, OriginRule, RouteRule, CacheRule, CollapseRule, LimitRule, HeaderRules, PoolRule)
+    for kind in (
+        TunnelRule,
+        OriginRule,
+        RouteRule,
+        CacheRule,
+        CollapseRule,
+        CompressionRule,
+        LimitRule,
+        HeaderRules,
+        PoolRule,
+    )
 }
 
 
@@ -239,6 +251,7 @@ def _route_rules(spec: TunnelSpec) -> tuple[RouteRule, ...]:
         limits=_limit_rule(spec.limits),
         request_headers=_header_rules(spec.headers.request),
         response_headers=_header_rules(spec.headers.response),
+        compression=_compression_rule(spec.compression),
     )
     routes = []
     for route in spec.routes:
@@ -246,6 +259,7 @@ def _route_rules(spec: TunnelSpec) -> tuple[RouteRule, ...]:
         collapse: CollapsePolicy = overlay(spec.collapse, route.collapse)
         limits: LimitPolicy = overlay(spec.limits, route.limits)
         headers: HeaderPolicy = overlay(spec.headers, route.headers)
+        compression: CompressionPolicy = overlay(spec.compression, route.compression)
         routes.append(
             _slim(
                 RouteRule,
@@ -258,6 +272,7 @@ def _route_rules(spec: TunnelSpec) -> tuple[RouteRule, ...]:
                 limits=_limit_rule(limits),
                 request_headers=_header_rules(headers.request),
                 response_headers=_header_rules(headers.response),
+                compression=_compression_rule(compression),
             )
         )
     if not any(route.match == "prefix" and route.path == "/" for route in routes):
@@ -288,6 +303,18 @@ def _cache_rule(policy: CachePolicy) -> CacheRule:
 def _collapse_rule(policy: CollapsePolicy) -> CollapseRule:
     return _slim(
         CollapseRule, enabled=policy.enabled, patience_s=policy.patience, not_collapsible_s=policy.not_collapsible
+    )
+
+
+def _compression_rule(policy: CompressionPolicy) -> CompressionRule:
+    return _slim(
+        CompressionRule,
+        enabled=policy.enabled,
+        codings=tuple(dict.fromkeys(policy.codings)),
+        types=tuple(dict.fromkeys(one.lower() for one in policy.types)),
+        min_bytes=policy.min_bytes,
+        allow_cookies=policy.allow_cookies,
+        allow_authorization=policy.allow_authorization,
     )
 
 

@@ -93,6 +93,38 @@ class HeaderRules(Struct, frozen=True, omit_defaults=True):
     add: tuple[tuple[str, str], ...] = ()
 
 
+class CompressionRule(Struct, frozen=True, omit_defaults=True):
+    """Which responses are compressed for visitors who accept it. `codings` are in our order of preference."""
+
+    enabled: bool = True
+    codings: tuple[str, ...] = ("zstd", "br", "gzip")
+    types: tuple[str, ...] = (
+        "text/*",
+        "application/json",
+        "application/*+json",
+        "application/xml",
+        "application/*+xml",
+        "application/javascript",
+        "application/x-javascript",
+        "application/x-ndjson",
+        "application/wasm",
+        "application/rtf",
+        "image/svg+xml",
+        "image/bmp",
+        "image/x-icon",
+        "image/vnd.microsoft.icon",
+        "font/ttf",
+        "font/otf",
+        "application/vnd.ms-fontobject",
+    )
+    """Media types: `type/subtype`, `type/*`, or `type/*+suffix`. Event streams only by their full name."""
+    min_bytes: int = 1024
+    allow_cookies: bool = False
+    """Compress also what is not marked as public when the request has `Cookie` (BREACH: the visitor's secrets may be in it)."""
+    allow_authorization: bool = False
+    """The same for requests with `Authorization`."""
+
+
 class RouteRule(Struct, frozen=True, omit_defaults=True):
     """One path of a tunnel and the policies that hold there, already merged with the tunnel's defaults."""
 
@@ -107,6 +139,7 @@ class RouteRule(Struct, frozen=True, omit_defaults=True):
     limits: LimitRule = LimitRule()
     request_headers: HeaderRules = HeaderRules()
     response_headers: HeaderRules = HeaderRules()
+    compression: CompressionRule = CompressionRule()
 
 
 class TunnelRule(Struct, frozen=True, omit_defaults=True):

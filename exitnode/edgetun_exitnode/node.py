@@ -27,6 +27,7 @@ from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.listening import explain
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
 from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
+from edgetun_exitnode.pipeline.compression.stage import CompressionStage, Compressor
 from edgetun_exitnode.pipeline.forward import ForwardStage
 from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeaderStage, ResponseHeaderStage
 from edgetun_exitnode.pipeline.limits import LimitStage
@@ -80,6 +81,7 @@ class ExitNode:
         self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
         self.store = Store(self.limits.cache_bytes)
         self.cache_stats: dict[str, CacheStats] = {}
+        self.compressor = Compressor()
         self.router = Router(https_port)
         self.context = FrontContext(self.router, self.limits.front, clock=clock, wall_clock=wall_clock)
         self.fronts: list[Front] = []
@@ -122,6 +124,8 @@ class ExitNode:
             handler = ResponseHeaderStage(route.response_headers, handler)
         if LimitStage.is_needed(route.limits):
             handler = LimitStage(route.limits, self._clock, handler)
+        if CompressionStage.is_needed(route.compression):
+            handler = CompressionStage(route.compression, self.compressor, handler, asyncio.get_running_loop())
         return handler
 
     async def listen_http(self, host: str, port: int) -> Front:

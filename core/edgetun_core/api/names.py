@@ -20,6 +20,9 @@ PATH_PATTERN: Final = r"^/[-A-Za-z0-9._~!$&'()*+,;=:@%/]*$"
 FIELD_NAME_PATTERN: Final = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 FIELD_VALUE_PATTERN: Final = r"^[\t\x20-\x7e]*$"
 ORIGIN_URL_PATTERN: Final = r"^(https?://[^/?#@\s]+(/[^?#\s]*)?|unix:///[^?#\s]+)$"
+MEDIA_RANGE_PATTERN: Final = (
+    r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,62}/(\*|\*\+[A-Za-z0-9!#$&^_.-]{1,62}|[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126})$"
+)
 QUERY_NAME_PATTERN: Final = r"^[^&=#\s*]*\*?$"
 
 LABEL_KEY_PATTERN: Final = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
@@ -44,6 +47,7 @@ _path = re.compile(PATH_PATTERN, re.ASCII)
 _field_name = re.compile(FIELD_NAME_PATTERN, re.ASCII)
 _field_value = re.compile(FIELD_VALUE_PATTERN, re.ASCII)
 _query_name = re.compile(QUERY_NAME_PATTERN)
+_media_range = re.compile(MEDIA_RANGE_PATTERN, re.ASCII)
 _ipv4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", re.ASCII)
 _encoded = re.compile(r"%([0-9A-Fa-f]{2})", re.ASCII)
 _authority = re.compile(
@@ -184,6 +188,15 @@ def check_query_name(value: str) -> str:
     return value
 
 
+def check_media_range(value: str) -> str:
+    """A media type or a pattern of them: `type/subtype`, `type/*`, `type/*+suffix`."""
+    if not _media_range.fullmatch(value):
+        raise ValueError(
+            f"{quoted(value)} is not a media type; write one such as text/css, text/* or application/*+json"
+        )
+    return value
+
+
 def check_origin_url(value: str) -> str:
     """Where a local server listens: `http://host[:port][/path]`, `https://...` or `unix:///path.sock`."""
     remedy = "write http://localhost:3000, https://localhost:3443 or unix:///run/app.sock"
@@ -307,6 +320,7 @@ FieldValue = Annotated[
 EnvName = Annotated[str, Field(max_length=253), AfterValidator(check_env_name), _text(ENV_NAME_PATTERN, 253)]
 Network = Annotated[str, Field(max_length=49), AfterValidator(check_network), _text(NETWORK_PATTERN, 49)]
 QueryName = Annotated[str, Field(max_length=128), AfterValidator(check_query_name), _text(QUERY_NAME_PATTERN, 128)]
+MediaRange = Annotated[str, Field(max_length=190), AfterValidator(check_media_range), _text(MEDIA_RANGE_PATTERN, 190)]
 OriginUrl = Annotated[str, Field(max_length=1024), AfterValidator(check_origin_url), _text(ORIGIN_URL_PATTERN, 1024)]
 HostHeader = Annotated[str, Field(max_length=260), AfterValidator(check_host_header), _text(r"^[^\s]+$", 260)]
 FilePath = Annotated[str, Field(max_length=4096), AfterValidator(check_file_path), _text(r"^[^\n]+$", 4096)]

@@ -1,4 +1,4 @@
-"""Policies that hold for a tunnel or for one of its routes: cache, collapse, limits, header rules.
+"""Policies that hold for a tunnel or for one of its routes: cache, collapse, compression, limits, header rules.
 
 A route's block is laid over the tunnel's: what it says replaces the tunnel's value, what it leaves out stays
 (`model_fields_set` tells). So the CRD must not fill in defaults below `spec.routes`, and a rule that needs both blocks stands
@@ -12,9 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from edgetun_core.api.model import ApiModel
-from edgetun_core.api.names import FieldName, FieldValue, QueryName
+from edgetun_core.api.names import FieldName, FieldValue, MediaRange, QueryName
 from edgetun_core.api.quantities import Bytes, Duration, Rate
 from edgetun_core.quantities import quoted
+from edgetun_core.snapshot import CompressionRule
 
 Status = Annotated[int, Field(ge=200, le=599)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -197,6 +198,49 @@ class HeaderPolicy(ApiModel):
 
     request: HeaderChanges = Field(default_factory=HeaderChanges, description="Changes to what the origin gets.")
     response: HeaderChanges = Field(default_factory=HeaderChanges, description="Changes to what visitors get.")
+
+
+_COMPRESSION = CompressionRule()
+
+
+class CompressionPolicy(ApiModel):
+    """Which responses the edge compresses for visitors who accept it (`Accept-Encoding`).
+
+    Never: what is compressed already, what the origin marks `no-transform`, partial content, and what says something of its
+    very bytes (`Content-Digest` and its kind).
+    """
+
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {"level", "levels", "maxBytes", "maxSize", "minSize", "dictionary", "dictionaries", "algorithms", "encodings"}
+    )
+
+    enabled: bool = Field(default=True, description="Whether the edge compresses.")
+    codings: list[Literal["zstd", "br", "gzip"]] = Field(
+        default_factory=lambda: list(_COMPRESSION.codings),  # type: ignore[arg-type]
+        min_length=1,
+        max_length=3,
+        description="Codings that are offered; the order decides among those that a visitor likes equally.",
+        examples=[["br", "gzip"]],
+    )
+    types: list[MediaRange] = Field(
+        default_factory=lambda: list(_COMPRESSION.types),
+        min_length=1,
+        max_length=64,
+        description=(
+            "Media types that are compressed: `type/subtype`, `type/*` or `type/*+suffix`. `text/event-stream` only when it is "
+            "listed in full: every open stream then holds an encoder, and every event leaves compressed at once."
+        ),
+        examples=[["text/*", "application/json"]],
+    )
+    min_bytes: Bytes = Field(default=1024, description="Smaller bodies are left as they are.", examples=["256"])
+    allow_cookies: bool = Field(
+        default=False,
+        description=(
+            "Compress answers to requests with `Cookie` that are not marked public. You vouch that they do not show a secret next "
+            "to something a visitor can be made to send (BREACH)."
+        ),
+    )
+    allow_authorization: bool = Field(default=False, description="The same for requests with `Authorization`.")
 
 
 def overlay(base: Any, over: Any) -> Any:

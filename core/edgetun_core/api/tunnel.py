@@ -14,7 +14,7 @@ from pydantic import Field
 from edgetun_core.api.meta import Column, Resource, ready_columns
 from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, repeated, told_above
 from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, OriginUrl, UrlPath
-from edgetun_core.api.policies import CachePolicy, CollapsePolicy, HeaderPolicy, LimitPolicy, overlay
+from edgetun_core.api.policies import CachePolicy, CollapsePolicy, CompressionPolicy, HeaderPolicy, LimitPolicy, overlay
 from edgetun_core.api.quantities import Duration
 from edgetun_core.api.status import Status
 from edgetun_core.quantities import quoted
@@ -209,12 +209,12 @@ class Route(RuledModel):
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {
-            "access", "waf", "mock", "mocks", "shadow", "failover", "webhook", "webhooks", "compression", "rewrite", "redirect",
+            "access", "waf", "mock", "mocks", "shadow", "failover", "webhook", "webhooks", "rewrite", "redirect",
             "respond", "methods", "method", "hostnames", "match", "retries", "timeouts", "weight", "budget",
         }
     )  # fmt: skip
 
-    laid_over: ClassVar[frozenset[str]] = frozenset({"cache", "collapse", "limits", "headers"})
+    laid_over: ClassVar[frozenset[str]] = frozenset({"cache", "collapse", "compression", "limits", "headers"})
 
     path: RoutePath = Field(description="Which paths the route is for.", examples=["{prefix: /api}"])
     origin: Label | None = Field(
@@ -223,6 +223,9 @@ class Route(RuledModel):
     strip_prefix: bool = Field(default=False, description="Whether the origin sees the path without the prefix.")
     cache: CachePolicy = Field(default_factory=CachePolicy, description="What differs from `spec.cache`.")
     collapse: CollapsePolicy = Field(default_factory=CollapsePolicy, description="What differs from `spec.collapse`.")
+    compression: CompressionPolicy = Field(
+        default_factory=CompressionPolicy, description="What differs from `spec.compression`."
+    )
     limits: LimitPolicy = Field(default_factory=LimitPolicy, description="What differs from `spec.limits`.")
     headers: HeaderPolicy = Field(default_factory=HeaderPolicy, description="What differs from `spec.headers`.")
 
@@ -319,7 +322,7 @@ class TunnelSpec(RuledModel):
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {
-            "access", "waf", "mock", "mocks", "shadow", "failover", "standby", "webhook", "webhooks", "compression", "tcp", "udp",
+            "access", "waf", "mock", "mocks", "shadow", "failover", "standby", "webhook", "webhooks", "tcp", "udp",
             "tls", "certificates", "certificate", "proxyProtocol", "replicas", "loadBalancing", "retries", "circuitBreaker",
             "bandwidth", "inspect", "inspector", "reclaimPolicy", "port", "ports", "http2", "http3", "logging", "suspend", "wake",
         }
@@ -363,6 +366,9 @@ class TunnelSpec(RuledModel):
     cache: CachePolicy = Field(default_factory=CachePolicy, description="How responses are stored at the edge.")
     collapse: CollapsePolicy = Field(
         default_factory=CollapsePolicy, description="How identical requests in flight become one."
+    )
+    compression: CompressionPolicy = Field(
+        default_factory=CompressionPolicy, description="Which responses the edge compresses for visitors."
     )
     limits: LimitPolicy = Field(default_factory=LimitPolicy, description="Bounds on requests.")
     headers: HeaderPolicy = Field(default_factory=HeaderPolicy, description="Changes to header fields.")

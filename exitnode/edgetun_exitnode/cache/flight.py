@@ -395,6 +395,7 @@ class Flight:
                 assert self.origin_head is not None
                 detail = self.fwd + (b"; stored" if stage.may_store else b"")
                 head = with_cache_status(self.origin_head, detail, stage.wall_clock())
+                head.view = response
             else:
                 head = response.head(now, use)
         if self.body.is_complete and not self.body.total and self.body.trailers is None:

@@ -5,12 +5,15 @@ Sharing the `ResponseHead` objects matters: a front keeps its rendering on the h
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from edgetun_core.http.message import Field, Fields, ResponseHead
 from edgetun_exitnode.cache.dates import format_http_date, parse_http_date
 from edgetun_exitnode.cache.freshness import Timing, current_age_s
 from edgetun_exitnode.cache.validators import ByteRange, Condition, parse_etag
+
+if TYPE_CHECKING:
+    from edgetun_exitnode.pipeline.compression.shared import SharedEncoding
 
 CACHE_NAME: Final = b"edgetun"
 """How this cache calls itself in Cache-Status (RFC 9211 §2)."""
@@ -47,6 +50,7 @@ class StoredResponse:
         "_heads_until",
         "answers_authorized",
         "date",
+        "encodings",
         "etag",
         "fields",
         "fresh_until",
@@ -81,6 +85,8 @@ class StoredResponse:
         stated = head.get(b"date")
         self.date = (parse_http_date(stated) if stated is not None else None) or wall_s
         """When the origin made it; when it came, if the origin does not say."""
+        self.encodings: dict[bytes, SharedEncoding] | None = None
+        """What `pipeline/compression` made of the body, by coding."""
         self._heads: dict[tuple[Use, int], ResponseHead] = {}
         self._heads_until = float("-inf")
 
@@ -126,6 +132,7 @@ class StoredResponse:
             if status == 304:
                 fields = tuple(field for field in fields if field[0] in _KEPT_IN_304)
             head = ResponseHead(status, (*fields, *self._ending(now, use)))
+            head.view = self
             self._heads[use, status] = head
         return head
 

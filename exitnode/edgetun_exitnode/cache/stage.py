@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 from edgetun_core.errors import EdgetunError, UpstreamBroken
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
@@ -76,6 +76,16 @@ RETRY_S: Final = 1.0
 """After a failed fetch, how long a stale response answers without asking the origin again."""
 
 
+class Finish(Protocol):
+    """What is done to the heads of responses on their way to visitors, once per head that is shared."""
+
+    def head(self, head: ResponseHead) -> ResponseHead:
+        """The head as visitors get it."""
+
+    def client(self, client: ResponseSink) -> ResponseSink:
+        """A client that does so to every head."""
+
+
 class CacheStage:
     """The cache and the collapser for one route; see the top of the file.
 
@@ -119,6 +129,8 @@ class CacheStage:
         self._alone: Memo[ResponseHead, ResponseHead] = Memo(256)
         """Decorated heads of responses known as not storable."""
         self._serial = 0
+        self.finish: Finish | None = None
+        """What the stage in front does to heads and clients, for requests that come past it (pipeline/compression)."""
 
     # -- asked by a visitor -------------------------------------------------------------------------------------------
 
@@ -140,14 +152,38 @@ class CacheStage:
                         client.on_head(entry.head_now, False)
                         client.on_data(entry.whole, True)
                         return CLOSED
+        if self.finish is not None:
+            client = self.finish.client(client)
         return self._open_slowly(view, head, peer, end, client)
+
+    def hit(self, head: RequestHead) -> Entry | None:
+        """The fresh entry in one piece that answers a request without a body; whoever takes it pushes `head_now` and `whole`.
+
+        As in `open`, which spares itself the call.
+        """
+        view = self._views.get(head)
+        if view is None or view.owner is not self or not view.is_plain:
+            return None
+        resource = self._resources.get(view.key)
+        if resource is None:
+            return None
+        entry = resource.only or resource.variants.get(view.secondary(resource.vary))
+        if entry is None or entry.rule is not self.rule or not entry.whole:
+            return None
+        now = self.clock()
+        if now < entry.head_until or self._renew_head(entry, now):
+            entry.is_used = True
+            self.stats.hits += 1
+            return entry
+        return None
 
     def _renew_head(self, entry: Entry, now: float) -> bool:
         """Renders the head for this second of age; False when the entry is no longer fresh."""
         response = entry.response
         if now >= response.fresh_until:
             return False
-        entry.head_now = response.head(now, "hit")
+        head = response.head(now, "hit")
+        entry.head_now = head if self.finish is None else self.finish.head(head)
         entry.head_until = response.valid_until(now)
         return True
 

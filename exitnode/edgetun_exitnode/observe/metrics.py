@@ -31,6 +31,7 @@ def collect_exit_node(node: ExitNode) -> Iterable[Metric]:
     yield from _tunnels(node)
     yield from _sessions(node)
     yield from _cache(node)
+    yield from _compression(node)
 
 
 def _front(node: ExitNode) -> Iterator[Metric]:
@@ -123,6 +124,25 @@ def _cache(node: ExitNode) -> Iterator[Metric]:
     for outcome, count in node.cache_outcomes():
         outcomes.add_metric([outcome], count)
     yield outcomes
+
+
+def _compression(node: ExitNode) -> Iterator[Metric]:
+    stats = node.compressor.stats
+    bodies = CounterMetricFamily("edgetun_compression_responses", "Responses compressed here.", labels=["coding"])
+    for coding, count in stats.bodies.items():
+        bodies.add_metric([coding.decode()], count)
+    yield bodies
+    volume = CounterMetricFamily("edgetun_compression_bytes", "Their bytes before and after.", labels=["side"])
+    volume.add_metric(["before"], stats.bytes_in)
+    volume.add_metric(["after"], stats.bytes_out)
+    yield volume
+    yield _counter("edgetun_compression_shared", "Responses whose compressed body was there already.", stats.shared)
+    yield _counter(
+        "edgetun_compression_refused", "Left as they were for want of room.", node.compressor.encoders.refused
+    )
+    yield _gauge(
+        "edgetun_compression_kept_bytes", "Bytes of compressed bodies kept.", node.compressor.encodings.size_bytes
+    )
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

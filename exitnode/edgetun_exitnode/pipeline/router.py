@@ -1,8 +1,8 @@
 """The pipeline's entry: host and path choose a tunnel's route, whose stages were built when the snapshot arrived.
 
 Hot path. A head is shared by every visitor who sends the same bytes, so the choice is made once per head and kept on it
-(`head.view`) until the next snapshot. In order, as docs/architecture.md draws it: route -> limits -> header rules -> cache
-and collapse -> forward; response rules on the way back. A stage a route does not need is not in its chain.
+(`head.view`) until the next snapshot. In order, as docs/architecture.md draws it: route -> compression -> limits -> header
+rules -> cache and collapse -> forward; response rules on the way back. A stage a route does not need is not in its chain.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ OpenFunction = Callable[[RequestHead, Peer, bool, ResponseSink], RequestSink]
 
 
 class RoutePlan:
-    """A route ready to use: its rule and the first stage of its chain."""
+    """A route ready to use: its rule and the first stage of its chain.
 
-    __slots__ = ("handler", "rule")
+    A first stage with an `open_for` is asked once per head for what opens exchanges with it.
+    """
+
+    __slots__ = ("_open_for", "handler", "rule")
 
     def __init__(self, rule: RouteRule, handler: Handler) -> None:
         self.rule = rule
         self.handler = handler
+        self._open_for: Callable[[RequestHead], OpenFunction] | None = getattr(handler, "open_for", None)
+
+    def open_for(self, head: RequestHead) -> OpenFunction:
+        return self.handler.open if self._open_for is None else self._open_for(head)
 
 
 class TunnelPlan:
@@ -168,7 +175,7 @@ class Router:
         route = tunnel.choose(normal_path(head.target))
         if route is None:
             return None
-        return _View(self.table, route.handler.open, tunnel.counters)
+        return _View(self.table, route.open_for(head), tunnel.counters)
 
     def _redirect_to_https(self, head: RequestHead, _peer: Peer, _end: bool, client: ResponseSink) -> RequestSink:
         port = b"" if self.https_port == 443 else b":%d" % self.https_port
