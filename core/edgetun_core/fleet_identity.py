@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from edgetun_core.errors import AuthError, ConfigError
-from edgetun_core.pki import CLOCK_SKEW_S, DAY_S, ServerIdentity, Trust, canonical_names
+from edgetun_core.pki import CLOCK_SKEW_S, DAY_S, ServerIdentity, Trust, canonical_names, load_chain
+from edgetun_core.transport.link import ALPN
 
 EXIT_NODE_CERTIFICATE_S: Final = float(DAY_S)
 _URI: Final = "edgetun://exitnode/"
@@ -183,7 +184,51 @@ def client_context(trust: Trust, cert_pem: bytes = b"", key_pem: bytes = b"") ->
     """For an exit node that speaks to control; with its certificate once it has one."""
     context = trust.ssl_context(("http/1.1",))
     if cert_pem:
-        from edgetun_core.pki import load_chain
-
         load_chain(context, cert_pem, key_pem)
     return context
+
+
+class PeerContexts:
+    """TLS among exit nodes: both sides show their certificate, and both must be of the fleet's CA.
+
+    Contexts are made when they are first needed and again when the certificate was renewed.
+    """
+
+    def __init__(self, identity: ServerIdentity, ca_pem: Callable[[], bytes]) -> None:
+        """`ca_pem` is asked again with every renewal. Raises `ConfigError` when it holds no certificate."""
+        self._identity = identity
+        self._ca_pem = ca_pem
+        self._version = 0
+        self._server: ssl.SSLContext | None = None
+        self._client: ssl.SSLContext | None = None
+        self.entrance = self._demanding(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        """What a listener begins handshakes with; OpenSSL takes from it whether the client must show a certificate."""
+
+    def server(self, _name: str | None = None) -> ssl.SSLContext:
+        """For handshakes that come in."""
+        self._look()
+        if self._server is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.set_alpn_protocols([ALPN])
+            load_chain(context, self._identity.cert_pem, self._identity.key_pem)
+            self._server = self._demanding(context)
+        return self._server
+
+    def ssl_context(self, alpn: Iterable[str] = ()) -> ssl.SSLContext:
+        """For dialling; in the place of a `Trust`."""
+        self._look()
+        if self._client is None:
+            self._client = Trust(self._ca_pem()).ssl_context(alpn)
+            load_chain(self._client, self._identity.cert_pem, self._identity.key_pem)
+        return self._client
+
+    def _demanding(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=self._ca_pem().decode("ascii"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _look(self) -> None:
+        if self._version != self._identity.version:
+            self._version = self._identity.version
+            self._server = self._client = None

@@ -26,12 +26,13 @@ from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.listening import explain
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
+from edgetun_exitnode.mesh.mesh import Mesh
 from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
 from edgetun_exitnode.pipeline.compression.stage import CompressionStage, Compressor
 from edgetun_exitnode.pipeline.forward import ForwardStage
 from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeaderStage, ResponseHeaderStage
 from edgetun_exitnode.pipeline.limits import LimitStage
-from edgetun_exitnode.pipeline.router import PlanBuilder, Router
+from edgetun_exitnode.pipeline.router import PlanBuilder, RouteChain, Router
 from edgetun_exitnode.sessions.acceptor import SessionAcceptor
 from edgetun_exitnode.sessions.registry import SessionRegistry
 
@@ -88,8 +89,17 @@ class ExitNode:
         self.listeners: list[Listener] = []
         self.snapshot: Snapshot | None = None
         self.is_draining = False
+        self.mesh: Mesh | None = None
+        """Other exit nodes, where control tells of them; see `join`."""
+        self.knows_enough: Callable[[], bool] | None = None
+        """Whether the first visitor would be answered though no agent has come here yet."""
         self._plans = PlanBuilder(self._build_route)
         self._requests = RateMeter(clock())
+
+    def join(self, mesh: Mesh) -> None:
+        """From now on what this node holds no session of is relayed to who does."""
+        self.mesh = mesh
+        self.registry.use_mesh(mesh.remote)
 
     def apply(self, snapshot: Snapshot) -> None:
         """Obeys a snapshot from the next request on."""
@@ -98,12 +108,15 @@ class ExitNode:
         self.snapshot = snapshot
         self.acceptor.apply(snapshot)
         self.registry.retain(rule.id for rule in snapshot.tunnels)
+        if self.mesh is not None:
+            self.mesh.retain(rule.id for rule in snapshot.tunnels)
         for gone in [tunnel for tunnel in self.cache_stats if tunnel not in self.router.table.plans]:
             del self.cache_stats[gone]
 
-    def _build_route(self, tunnel: TunnelRule, route: RouteRule, counters: TunnelCounters) -> Handler:
+    def _build_route(self, tunnel: TunnelRule, route: RouteRule, counters: TunnelCounters) -> RouteChain:
         """A route's chain, from the last stage to the first; stages it does not need are left out."""
         handler: Handler = ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
+        relayed = handler
         if route.cache.mode != "off" or route.collapse.enabled:
             handler = CacheStage(
                 route.cache,
@@ -126,7 +139,7 @@ class ExitNode:
             handler = LimitStage(route.limits, self._clock, handler)
         if CompressionStage.is_needed(route.compression):
             handler = CompressionStage(route.compression, self.compressor, handler, asyncio.get_running_loop())
-        return handler
+        return RouteChain(handler, relayed)
 
     async def listen_http(self, host: str, port: int) -> Front:
         """Serves visitors over plain HTTP; `port` 0 takes a free one. Raises AddressUnavailable."""
@@ -179,9 +192,15 @@ class ExitNode:
         """Goes away in good order: no new visitors or sessions, what is in flight may end until the deadline."""
         self.is_draining = True
         self.acceptor.is_draining = True
+        until = self._clock() + deadline_s
+        if self.mesh is not None:
+            self.mesh.going_away()
+        self.acceptor.on_change()
         for runner in self.acceptor.runners:
             runner.drain(deadline_s, "the exit node is going away")
         await asyncio.gather(*(front.drain(deadline_s) for front in self.fronts))
+        if self.mesh is not None:
+            await self.mesh.drain(max(0.0, until - self._clock()))
         for runner in self.acceptor.runners:
             runner.close(Draining("the exit node went away"))
         await self.close()
@@ -190,6 +209,8 @@ class ExitNode:
         """Closes every socket."""
         for front in self.fronts:
             front.close()
+        if self.mesh is not None:
+            await self.mesh.close()
         await asyncio.gather(*(listener.close() for listener in self.listeners))
         self.fronts.clear()
         self.listeners.clear()
@@ -221,7 +242,14 @@ class ExitNode:
             "listening": bool(self.fronts),
             "sessions": len(self.registry.sessions),
         }
-        return self.snapshot is not None and bool(self.fronts) and not self.is_draining, facts
+        if self.mesh is not None:
+            facts["peers"] = len(self.mesh.holders.peers)
+            facts["links"] = self.mesh.links
+        is_ready = self.snapshot is not None and bool(self.fronts) and not self.is_draining
+        if self.knows_enough is not None:
+            facts["presence"] = self.knows_enough()
+            is_ready = is_ready and bool(facts["presence"])
+        return is_ready, facts
 
 
 def _origin_of(tunnel: TunnelRule, route: RouteRule) -> str:

@@ -33,6 +33,15 @@ class ExitNodeSettings:
     tunnel_address: str = setting(
         "", "HOST:PORT by which agents reach this very node, where there is one.", metavar="HOST:PORT"
     )
+    relay_host: str = setting(
+        "",
+        "With --control: address by which other exit nodes reach this one, to relay visitors to the agents that are connected "
+        "here. Without it none does.",
+        metavar="HOST",
+    )
+    relay_port: int = setting(
+        7445, "Port for other exit nodes, TCP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535
+    )
     state: Path = setting(REQUIRED, "Folder for what a node keeps: a development CA, its identity, the last snapshot.")
     name: str = setting("exitnode", "This node's name, as agents and metrics show it.")
     listen: str = setting("0.0.0.0", "Address to listen on.")

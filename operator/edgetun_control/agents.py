@@ -33,7 +33,8 @@ from edgetun_control.stores.kubernetes import MANAGER, KubernetesStore
 from edgetun_core.api.conditions import ConditionType, Reason, parse_timestamp, timestamp
 from edgetun_core.control_stream import SessionInfo
 from edgetun_core.credentials import TokenRecord
-from edgetun_core.enrollment import EnrollRequest
+from edgetun_core.enrollment import Endpoint, EnrollRequest
+from edgetun_core.fleet_identity import ExitNodeName, inner_name
 
 log = logging.getLogger("edgetun.control.agents")
 
@@ -49,6 +50,8 @@ MOST_TUNNELS: Final = 256
 MOST_NODES: Final = 16
 MOST_PLACED: Final = 512
 """Characters."""
+
+Shown = Callable[[str, dict[ExitNodeName, Endpoint], frozenset[str]], None]
 
 AgentKey = tuple[str, str]
 """Id of the cluster token and of the agent."""
@@ -98,6 +101,8 @@ class AgentBook(SilentFleetListener):
         self._agents: Informer[Object] = Informer(cluster, AGENT)
         self._agents.on_change(self._agent_changed)
         self._key_by_name: dict[Key, AgentKey] = {}
+        self.on_shown: Shown = lambda *_: None
+        """Hears of the exit nodes that each agent's status names, also those that other replicas wrote."""
         self.writes_total = 0
         self.lease_writes_total = 0
         self.failures_total = 0
@@ -186,6 +191,12 @@ class AgentBook(SilentFleetListener):
 
     def _agent_changed(self, change: Change[Object]) -> None:
         """Another replica wrote at the same time as we did: what it overwrote of ours is written again."""
+        status = (change.new.get("status") or {}) if change.new is not None else {}
+        self.on_shown(
+            f"{change.key.namespace}/{change.key.name}",
+            dict(filter(None, map(parse_relay, status.get("relays") or ()))),
+            frozenset(status.get("serves") or ()),
+        )
         key = self._key_by_name.get(change.key)
         entry = self._entries.get(key) if key is not None else None
         if key is None or entry is None or change.new is None or entry.written is None:
@@ -284,6 +295,15 @@ class AgentBook(SilentFleetListener):
         sessions = [info for _, info in entry.sessions.values()]
         ours = {node.name.node for node, _ in entry.sessions.values()}
         others = set(shown.get("nodes") or ()) - ours - entry.nodes_told if shown.get("sessions") else set()
+        relays = {
+            render_relay(node.name, node.hello.relay)
+            for node, _ in entry.sessions.values()
+            if node.hello.relay is not None
+        }
+        serves = {tunnel for info in sessions for tunnel in info.tunnels}
+        if others:
+            relays |= {relay for relay in shown.get("relays") or () if _node_of(relay) in others}
+            serves |= set(shown.get("serves") or ())
         where = [node.name for node, _ in entry.sessions.values()]
         pool, region = entry.pool, entry.region
         if where and (not pool or all((name.pool, name.region) != (pool, region) for name in where)):
@@ -300,6 +320,8 @@ class AgentBook(SilentFleetListener):
             "pool": pool,
             "region": region,
             "nodes": sorted(ours | others)[:MOST_NODES],
+            "relays": sorted(relays)[:MOST_NODES],
+            "serves": sorted(serves)[:MOST_TUNNELS],
             "transport": ",".join(sorted(transports)),
             "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else str(shown.get("rtt") or ""),
             "sessions": len(sessions) + len(others),
@@ -397,7 +419,8 @@ class AgentBook(SilentFleetListener):
             if renewed is None and parse_timestamp(meta["creationTimestamp"]) + LEASE_S > self._clock():
                 continue
             conditions = self._conditions(False, agent)
-            now_gone = {**status, "sessions": 0, "nodes": [], "transport": "", "conditions": conditions}
+            nobody: Object = {"sessions": 0, "nodes": [], "relays": [], "serves": [], "transport": ""}
+            now_gone = {**status, **nobody, "conditions": conditions}
             now_gone.pop("since", None)
             await self._cluster.apply_status(AGENT, agent, now_gone, manager=MANAGER)
             self.writes_total += 1
@@ -407,6 +430,27 @@ def agent_name(token: str, agent_id: str) -> str:
     """Name of an agent's resource: its id as far as names allow, and what keeps two tokens' agents apart."""
     stem = re.sub(r"[^a-z0-9-]+", "-", agent_id.lower()).strip("-")[:50].strip("-") or "agent"
     return f"{stem}-{hashlib.sha256(f'{token}/{agent_id}'.encode()).hexdigest()[:6]}"
+
+
+def render_relay(name: ExitNodeName, relay: Endpoint) -> str:
+    """As it stands in an agent's status; see `parse_relay`."""
+    host = f"[{relay.host}]" if ":" in relay.host else relay.host
+    return f"{name}@{host}:{relay.tls_port}"
+
+
+def parse_relay(text: str) -> tuple[ExitNodeName, Endpoint] | None:
+    """Which exit node, and where others reach it; None for anything else."""
+    who, _, where = text.partition("@")
+    host, _, port = where.rpartition(":")
+    parts = who.split("/")
+    if len(parts) != 3 or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        return None
+    name = ExitNodeName(*parts)
+    return name, Endpoint(host.strip("[]"), int(port), 0, name.node, inner_name(name.pool, name.region))
+
+
+def _node_of(relay: str) -> str:
+    return relay.partition("@")[0].rpartition("/")[2]
 
 
 def _without_rtt(written: Object) -> Object:

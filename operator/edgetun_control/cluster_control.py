@@ -86,6 +86,7 @@ class ClusterControl:
         self.publisher = FleetPublisher(self.store, adhoc_pool=adhoc_pool, clock=clock)
         self.agents = AgentBook(cluster, self.store, clock=clock, lease_every_s=lease_every_s)
         self.fleet = Fleet(self.publisher, time.monotonic, self.agents)
+        self.agents.on_shown = self.fleet.shown
         self.identities = IdentityService(
             TokenReviewer(cluster),
             lambda: self.store.secrets.authority,

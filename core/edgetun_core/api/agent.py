@@ -39,6 +39,14 @@ class AgentStatus(Status):
         examples=["default/eu-west"],
     )
     nodes: list[Text] = Field(default_factory=list, max_length=16, description="Exit nodes that it has sessions with.")
+    relays: list[Text] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Where other exit nodes reach those nodes: `POOL/REGION/NODE@HOST:PORT`.",
+    )
+    serves: list[Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=list, max_length=256, description="Tunnels, `NAMESPACE/NAME`, that its sessions serve."
+    )
     transport: str = Field(default="", max_length=32, description="`quic`, `tls`, or both with a comma.")
     rtt: str = Field(
         default="", max_length=32, description="Round trip to the region when it was measured, such as `12ms`."

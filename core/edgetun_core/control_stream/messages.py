@@ -26,6 +26,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 MAX_NODE_MESSAGE_BYTES: Final = 1024 * 1024
 MOST_SESSIONS_PER_PRESENCE: Final = 500
 """So that a node with 10,000 sessions tells them in messages of 100 KiB."""
+MOST_TUNNELS_PER_MESSAGE: Final = 1500
+"""Names of tunnels in one message; they are at most 512 bytes long, and 30 as a rule."""
 
 
 # --- identity, before the stream: JSON over HTTPS with the node's ServiceAccount token
@@ -74,6 +76,8 @@ class NodeHello(Struct, frozen=True, tag="hello", omit_defaults=True):
     have_digest: str = ""
     load: NodeLoad = NodeLoad()
     software: str = ""
+    relay: Endpoint | None = None
+    """Where other exit nodes reach this node; a node that says so is told of the others (`Peers`)."""
 
 
 class Ack(Struct, frozen=True, tag="ack", omit_defaults=True):
@@ -102,6 +106,8 @@ class SessionInfo(Struct, frozen=True, omit_defaults=True):
     services: int = 0
     address: str = ""
     software: str = ""
+    tunnels: tuple[str, ...] = ()
+    """Ids of the tunnels that it serves."""
 
 
 class Presence(Struct, frozen=True, tag="presence", omit_defaults=True):
@@ -174,7 +180,32 @@ class Drain(Struct, frozen=True, tag="drain", omit_defaults=True):
     reason: str = ""
 
 
-FromControl = Full | Delta | Standing | Move | Drain
+class PeerChange(Struct, frozen=True, omit_defaults=True):
+    """What changed about one exit node of the pool. `node` is its whole name, `pool/region/node`."""
+
+    node: str
+    relay: Endpoint | None = None
+    """Where other exit nodes reach it; None: as told before."""
+    opened: tuple[str, ...] = ()
+    """Tunnels that it holds a session of, from now on."""
+    closed: tuple[str, ...] = ()
+    is_draining: bool = False
+
+
+class Peers(Struct, frozen=True, tag="peers", omit_defaults=True):
+    """Which exit nodes of the pool hold sessions of which tunnels; sent only to nodes that said where they are reached.
+
+    A `reset` begins a new list, which ends with the message that `is_complete`; what was told before it and is not in it no longer
+    holds. Otherwise it is what changed, gathered for a moment. A node finds itself among the others, and leaves itself out.
+    """
+
+    reset: bool = False
+    changed: tuple[PeerChange, ...] = ()
+    gone: tuple[str, ...] = ()
+    is_complete: bool = True
+
+
+FromControl = Full | Delta | Standing | Move | Drain | Peers
 
 _encoder = msgspec.msgpack.Encoder()
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)

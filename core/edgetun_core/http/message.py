@@ -11,8 +11,23 @@ codec fills them on first use.
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 Field = tuple[bytes, bytes]
 Fields = tuple[Field, ...]
+
+
+class Relayed(Struct, frozen=True, array_like=True):
+    """What one exit node tells another of the visitor whose request it hands on; believed of an exit node only.
+
+    `hops` counts the exit nodes behind the first. `port` is 0 where nobody needs it. `version` as in `Peer`.
+    """
+
+    hops: int
+    address: str
+    port: int = 0
+    version: bytes = b"1.1"
+    sni: str = ""
 
 
 class RequestHead:
@@ -22,9 +37,22 @@ class RequestHead:
     lower-cased; `target` is the origin-form, path and query, or `b"*"` for `OPTIONS *`. There is no `host` field in
     `fields`: the authority is it. `protocol` names the protocol of an upgrade (`b"websocket"`), or is None.
     `service` tells an agent which of its origins is meant (`"namespace/tunnel"`); it is empty until a session is chosen.
+    `relayed` is set between exit nodes only; `replace` does not carry it over.
     """
 
-    __slots__ = ("authority", "fields", "h1", "method", "protocol", "scheme", "service", "target", "view", "wire")
+    __slots__ = (
+        "authority",
+        "fields",
+        "h1",
+        "method",
+        "protocol",
+        "relayed",
+        "scheme",
+        "service",
+        "target",
+        "view",
+        "wire",
+    )
 
     def __init__(
         self,
@@ -35,6 +63,7 @@ class RequestHead:
         fields: Fields,
         protocol: bytes | None = None,
         service: str = "",
+        relayed: Relayed | None = None,
     ) -> None:
         self.method = method
         self.scheme = scheme
@@ -43,6 +72,7 @@ class RequestHead:
         self.fields = fields
         self.protocol = protocol
         self.service = service
+        self.relayed = relayed
         # Prepared forms. `view` is the exit node's: what routing, limits and the cache key need, see pipeline/view.py.
         self.h1: bytes | None = None
         self.wire: bytes | None = None

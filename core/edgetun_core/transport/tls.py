@@ -16,8 +16,8 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from edgetun_core.errors import (
     EdgetunError,
@@ -109,6 +109,11 @@ class TlsLink:
             return float(_TCP_INFO_RTT.unpack_from(info)[0]) / 1e6
         except (OSError, AttributeError, struct.error):
             return None
+
+    @property
+    def peer_certificate(self) -> Mapping[str, Any] | None:
+        """What the peer showed and the handshake verified, as `ssl.getpeercert` tells it; None when it showed none."""
+        return self._writers[0].get_extra_info("peercert") if self._writers else None
 
     def unsent_bytes(self, lane: int) -> int:
         """How much of a lane waits to be handed to the kernel."""

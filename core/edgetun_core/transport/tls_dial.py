@@ -6,10 +6,10 @@ import asyncio
 import os
 import socket
 import ssl
-from typing import cast
+from collections.abc import Iterable
+from typing import Protocol, cast
 
 from edgetun_core.errors import EdgetunError, ProtocolError
-from edgetun_core.pki import Trust
 from edgetun_core.transport.failures import describe_dial_error
 from edgetun_core.transport.link import ALPN, LinkUser
 from edgetun_core.transport.tls import (
@@ -26,6 +26,12 @@ from edgetun_core.transport.tls import (
     tune,
 )
 from edgetun_core.transport.way import Way
+
+
+class Trusting(Protocol):
+    """Whom a dialler believes, and what it shows of itself: a `Trust`, or `PeerContexts` with a certificate of our own."""
+
+    def ssl_context(self, alpn: Iterable[str] = ()) -> ssl.SSLContext: ...
 
 
 class _DialledLane(LaneConnection):
@@ -159,7 +165,7 @@ class _Dialling:
 async def dial_tls(
     host: str,
     port: int,
-    trust: Trust,
+    trust: Trusting,
     user: LinkUser,
     timeout_s: float,
     server_name: str | None,

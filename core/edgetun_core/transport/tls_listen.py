@@ -46,6 +46,7 @@ class TlsListener:
         max_links: int,
         other_protocols: Mapping[str, Callable[[], asyncio.Protocol]],
         select_context: Callable[[str | None], ssl.SSLContext | None] | None,
+        entrance: ssl.SSLContext | None = None,
     ) -> None:
         self.host = ""
         self.port = 0
@@ -56,6 +57,7 @@ class TlsListener:
         self._identity = identity
         self._other_protocols = other_protocols
         self._select_context = select_context
+        self._entrance = entrance
         self._alpn = (ALPN, *(name for name in other_protocols if name))
         self._links: dict[bytes, TlsLink] = {}
         self._unjoined: dict[_AcceptedConnection, None] = {}
@@ -70,7 +72,7 @@ class TlsListener:
 
     async def start(self, host: str, port: int, handshake_timeout_s: float, reuse_port: bool) -> None:
         # The callback belongs to this listener, the prepared contexts to whoever asks for the same protocols.
-        entrance = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        entrance = self._entrance if self._entrance is not None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         entrance.minimum_version = ssl.TLSVersion.TLSv1_3
         entrance.set_alpn_protocols(list(self._alpn))
         entrance.sni_callback = self._choose_context
@@ -260,10 +262,16 @@ async def listen_tls(
     reuse_port: bool,
     other_protocols: Mapping[str, Callable[[], asyncio.Protocol]],
     select_context: Callable[[str | None], ssl.SSLContext | None] | None,
+    entrance: ssl.SSLContext | None = None,
 ) -> TlsListener:
     """See `engines.listen`."""
     listener = TlsListener(
-        identity, accept, max_links=max_links, other_protocols=other_protocols, select_context=select_context
+        identity,
+        accept,
+        max_links=max_links,
+        other_protocols=other_protocols,
+        select_context=select_context,
+        entrance=entrance,
     )
     await listener.start(host, port, handshake_timeout_s, reuse_port)
     return listener

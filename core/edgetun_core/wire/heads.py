@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from edgetun_core.errors import LimitExceeded, ProtocolError
-from edgetun_core.http.message import Fields, RequestHead, ResponseHead
+from edgetun_core.http.message import Fields, Relayed, RequestHead, ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.wire.frames import MAX_HEAD_BYTES
 
@@ -30,6 +30,9 @@ _AUTHORITY: Final = re.compile(rb"[^\x00-\x20\x7f/@?#\\\"<>]{0,512}")
 _TARGET: Final = re.compile(rb"(?:/[^\x00-\x20\x7f]*|\*)")
 _NOT_VALUE: Final = re.compile(rb"[\r\n\x00]")
 _SERVICE: Final = re.compile(r"[^\x00-\x20\x7f]*")
+_ADDRESS: Final = re.compile(r"[0-9A-Za-z.:%_-]{0,64}")
+_SNI: Final = re.compile(r"[0-9A-Za-z._-]{0,255}")
+_VERSION: Final = re.compile(rb"[0-9](?:\.[0-9])?")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
 _HOP_BY_HOP: Final = frozenset(
@@ -48,6 +51,7 @@ class _Request(Struct, array_like=True):
     protocol: bytes | None
     service: str
     fields: tuple[tuple[bytes, bytes], ...]
+    relayed: Relayed | None = None
 
 
 class _Response(Struct, array_like=True):
@@ -68,12 +72,9 @@ def encode_request(head: RequestHead) -> bytes:
     """The payload of a request's HEAD; raises `LimitExceeded` when it is larger than a frame may be."""
     wire = head.wire
     if wire is None:
-        wire = head.wire = _bounded(
-            _encode(
-                (head.method, head.scheme, head.authority, head.target, head.protocol, head.service, head.fields),
-            ),
-            head.fields,
-        )
+        parts = (head.method, head.scheme, head.authority, head.target, head.protocol, head.service, head.fields)
+        block = _encode(parts if head.relayed is None else (*parts, head.relayed))
+        wire = head.wire = _bounded(block, head.fields)
     return wire
 
 
@@ -146,7 +147,11 @@ def _check_request(block: bytes) -> RequestHead:
     if len(raw.service) > MAX_SERVICE_CHARS or _SERVICE.fullmatch(raw.service) is None:
         raise ProtocolError("the request's service is no name of a tunnel")
     _check_fields(raw.fields, _HOP_BY_HOP)
-    head = RequestHead(raw.method, raw.scheme, raw.authority, raw.target, raw.fields, raw.protocol, raw.service)
+    if raw.relayed is not None:
+        _check_relayed(raw.relayed)
+    head = RequestHead(
+        raw.method, raw.scheme, raw.authority, raw.target, raw.fields, raw.protocol, raw.service, raw.relayed
+    )
     if len(block) <= MEMO_BLOCK_BYTES:
         head.wire = block  # a relay sends it on as it came
     return head
@@ -164,6 +169,16 @@ def _check_response(block: bytes) -> ResponseHead:
     if len(block) <= MEMO_BLOCK_BYTES:
         head.wire = block
     return head
+
+
+def _check_relayed(relayed: Relayed) -> None:
+    """Its parts end in fields that the origin reads."""
+    if not 1 <= relayed.hops <= 255 or not 0 <= relayed.port <= 65535:
+        raise ProtocolError("the relayed request's hops or port are out of bounds")
+    if _ADDRESS.fullmatch(relayed.address) is None or _SNI.fullmatch(relayed.sni) is None:
+        raise ProtocolError("the relayed request's address or server name is none")
+    if _VERSION.fullmatch(relayed.version) is None:
+        raise ProtocolError("the relayed request's HTTP version is none")
 
 
 def _check_fields(fields: Fields, forbidden: frozenset[bytes]) -> None:

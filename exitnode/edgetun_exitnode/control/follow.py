@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -25,6 +25,7 @@ from edgetun_core.control_stream import (
     Move,
     NodeHello,
     NodeLoad,
+    Peers,
     Resync,
     SessionInfo,
     decode_from_control,
@@ -61,6 +62,8 @@ class FollowingNode(Protocol):
     def load_told(self) -> NodeLoad: ...
     def move(self, order: Move) -> None: ...
     def obey_drain(self, order: Drain) -> None: ...
+    def take_peers(self, message: Peers) -> None: ...
+    def control_away(self) -> None: ...
 
 
 class Follower:
@@ -73,6 +76,8 @@ class Follower:
         state: Path,
         *,
         addresses: Callable[[], tuple[Endpoint, ...]] = tuple,
+        relay: Callable[[], Endpoint | None] = lambda: None,
+        prepare: Callable[[], Awaitable[object]] | None = None,
         rng: random.Random | None = None,
         retry_s: tuple[float, float] = (RETRY_FIRST_S, RETRY_MOST_S),
     ) -> None:
@@ -86,6 +91,8 @@ class Follower:
         self._intake = Intake(name.pool, name.region)
         self._last_good = LastGood(state)
         self._addresses = addresses
+        self._relay = relay
+        self._prepare = prepare
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
         self._retry_s = retry_s
         self._told = Told()
@@ -146,6 +153,7 @@ class Follower:
                 log.exception("following control failed")
                 error = EdgetunError(f"a bug: {type(bug).__name__}")
             was_connected, self.is_connected = self.is_connected, False
+            self._node.control_away()
             if was_connected or self.last_error is None or str(self.last_error) != str(error):
                 log.warning("no stream to control (%s); serving on, trying again", error)
             self.last_error = error
@@ -156,6 +164,8 @@ class Follower:
 
     async def _follow_once(self) -> None:
         server = await self._identity.ensure()
+        if self._prepare is not None:
+            await self._prepare()  # what the hello tells of must be there
         tls = client_context(self._identity.trust, server.cert_pem, server.key_pem)
         connector = aiohttp.TCPConnector(ssl=tls, limit=1, force_close=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=None)
@@ -189,6 +199,7 @@ class Follower:
                     self._intake.digest,
                     self._node.load_told(),
                     f"edgetun/{__version__}",
+                    self._relay(),
                 )
             )
         )
@@ -212,7 +223,11 @@ class Follower:
             await asyncio.wait((telling,))
 
     def _take(self, data: bytes) -> Ack | Resync | None:
-        taken = self._intake.take(decode_from_control(data))
+        message = decode_from_control(data)
+        if isinstance(message, Peers):
+            self._node.take_peers(message)
+            return None
+        taken = self._intake.take(message)
         if taken.apply is not None:
             self._node.apply(taken.apply)
             self.snapshots_applied += 1

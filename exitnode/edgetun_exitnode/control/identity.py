@@ -36,6 +36,7 @@ class _Kept(Struct, frozen=True):
     key_pem: str
     since: float
     lifetime_s: float
+    ca_pem: str = ""
 
 
 class ControlUnreachable(UpstreamUnreachable):
@@ -67,6 +68,8 @@ class NodeIdentity:
         self.name = name
         self.trust = trust
         self.server: ServerIdentity | None = None
+        self.ca_pem = trust.ca_pem or b""
+        """The fleet's CA, as control told it last."""
         self.ready = asyncio.Event()
         """Set when `server` is there."""
         self._token_file = token_file
@@ -88,6 +91,7 @@ class NodeIdentity:
         except (OSError, ConfigError, *UNREADABLE):
             return False
         self._since, self._lifetime_s = kept.since, kept.lifetime_s
+        self.ca_pem = kept.ca_pem.encode() or self.ca_pem
         self.ready.set()
         return True
 
@@ -95,7 +99,12 @@ class NodeIdentity:
         if self._file is None or self.server is None:
             return
         kept = _Kept(
-            self.name.uri, self.server.cert_pem.decode(), self.server.key_pem.decode(), self._since, self._lifetime_s
+            self.name.uri,
+            self.server.cert_pem.decode(),
+            self.server.key_pem.decode(),
+            self._since,
+            self._lifetime_s,
+            self.ca_pem.decode(),
         )
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +140,7 @@ class NodeIdentity:
             token, IdentityRequest(self.name.pool, self.name.region, self.name.node, csr_pem.decode(), self._names)
         )
         cert_pem = answer.cert_pem.encode()
+        self.ca_pem = answer.ca_pem.encode() or self.ca_pem
         if self.server is None:
             self.server = ServerIdentity(cert_pem, key_pem)
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgetun_core.control_stream import Ack, Delta, Drain, Full, Move, Resync, Standing, Unknown, apply_delta
+from edgetun_core.control_stream import Ack, Delta, Drain, Full, Move, Peers, Resync, Standing, Unknown, apply_delta
 from edgetun_core.control_stream.delta import DeltaMismatch
 from edgetun_core.control_stream.messages import FromControl
 from edgetun_core.snapshot import Snapshot
@@ -65,6 +65,8 @@ class Intake:
             case Unknown(kind):
                 log.debug("control said %s, which this version knows nothing of", kind)
                 return Taken()
+            case Peers():
+                return Taken()  # not of the snapshot
 
     def _obey(self, snapshot: Snapshot, digest: str) -> Taken:
         self.snapshot, self.digest = snapshot, digest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from edgetun_core.control_stream import Drain, Move, NodeLoad, SessionInfo
+from edgetun_core.control_stream import Drain, Move, NodeLoad, Peers, SessionInfo
 from edgetun_core.snapshot import Snapshot
 from edgetun_exitnode.node import ExitNode
 
@@ -35,6 +35,7 @@ class LinkedNode:
                 since=admitted.since,
                 rtt_s=round(runner.rtt_s or 0.0, 4),
                 services=len(admitted.services),
+                tunnels=admitted.services,
                 address=runner.peer_address[0],
                 software=hello.software,
             )
@@ -57,6 +58,15 @@ class LinkedNode:
             hello = admitted.runner.hello
             if hello is not None and hello.session_id in wanted:
                 admitted.runner.drain(order.deadline_s, order.reason or "control moves this session")
+
+    def take_peers(self, message: Peers) -> None:
+        """Who holds what, among the other exit nodes."""
+        if self._node.mesh is not None:
+            self._node.mesh.take(message)
+
+    def control_away(self) -> None:
+        if self._node.mesh is not None:
+            self._node.mesh.holders.stream_ended()
 
     def obey_drain(self, order: Drain) -> None:
         """Takes no more sessions and lets the present ones go, or takes sessions again. Visitors are served on."""

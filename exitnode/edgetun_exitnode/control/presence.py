@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from edgetun_core.control_stream import NodeLoad, Presence, SessionInfo
-from edgetun_core.control_stream.messages import MOST_SESSIONS_PER_PRESENCE
+from edgetun_core.control_stream.messages import MOST_SESSIONS_PER_PRESENCE, MOST_TUNNELS_PER_MESSAGE
 
 RTT_CHANGE: Final = 0.25
 """A round trip is told anew when it differs by this part of what was told, and by `RTT_CHANGE_S`."""
@@ -34,7 +34,8 @@ class Told:
         messages: list[Presence] = []
         is_load_news = load != self._load
         while opened or closed or is_load_news or self._is_fresh:
-            some, opened = tuple(opened[:MOST_SESSIONS_PER_PRESENCE]), opened[MOST_SESSIONS_PER_PRESENCE:]
+            count = _how_many(opened)
+            some, opened = tuple(opened[:count]), opened[count:]
             gone, closed = tuple(closed[:MOST_SESSIONS_PER_PRESENCE]), closed[MOST_SESSIONS_PER_PRESENCE:]
             messages.append(Presence(self._is_fresh, some, gone, load if is_load_news else None))
             self._is_fresh = is_load_news = False
@@ -46,7 +47,17 @@ class Told:
 
     @staticmethod
     def _is_news(info: SessionInfo, told: SessionInfo | None) -> bool:
-        if told is None or (info.transport, info.since, info.services) != (told.transport, told.since, told.services):
+        if told is None or (info.transport, info.since, info.tunnels) != (told.transport, told.since, told.tunnels):
             return True
         change_s = abs(info.rtt_s - told.rtt_s)
         return change_s > RTT_CHANGE_S and change_s > RTT_CHANGE * told.rtt_s
+
+
+def _how_many(opened: list[SessionInfo]) -> int:
+    """How many of these fit in one message; at least one, if there is one."""
+    tunnels = 0
+    for count, info in enumerate(opened[:MOST_SESSIONS_PER_PRESENCE]):
+        tunnels += len(info.tunnels)
+        if tunnels > MOST_TUNNELS_PER_MESSAGE and count:
+            return count
+    return min(len(opened), MOST_SESSIONS_PER_PRESENCE)

@@ -15,6 +15,7 @@ from edgetun_core.process import parse_host_port
 from edgetun_exitnode.control.follow import Follower
 from edgetun_exitnode.control.identity import NodeIdentity
 from edgetun_exitnode.control.linked_node import LinkedNode
+from edgetun_exitnode.mesh.joining import Membership
 from edgetun_exitnode.node import ExitNode
 from edgetun_exitnode.settings import ExitNodeSettings
 
@@ -43,24 +44,60 @@ async def follow_control(node: ExitNode, settings: ExitNodeSettings, tunnel_port
         quic_port = 0 if settings.quic_engine == "none" else address[1]
         return (Endpoint(address[0], address[1], quic_port, node.name, server_name),)
 
-    follower = Follower(LinkedNode(node), identity, settings.state, addresses=addresses)
-    node.acceptor.on_change = follower.sessions_changed
+    membership = Membership(node, name, settings.state)
+    follower = Follower(
+        LinkedNode(node),
+        identity,
+        settings.state,
+        addresses=addresses,
+        relay=lambda: node.mesh.relay if node.mesh is not None else None,
+        prepare=membership.joined.wait,
+    )
+
+    def sessions_changed() -> None:
+        follower.sessions_changed()
+        if node.mesh is not None:
+            node.mesh.sessions_changed()
+
+    node.acceptor.on_change = sessions_changed
+    if settings.relay_host:
+        node.knows_enough = membership.knows_enough
     identity.resume()
-    follower.resume()
-    if identity.server is not None and tunnel_port >= 0:
-        await _listen(node, settings, identity, tunnel_port)
-        tunnel_port = -1
-    return asyncio.create_task(_run(node, settings, identity, follower, tunnel_port), name="follow control")
+    if follower.resume():
+        membership.restore()
+    if identity.server is not None:
+        await _open(node, settings, identity, membership, tunnel_port)
+    return asyncio.create_task(_run(node, settings, identity, follower, membership, tunnel_port), name="follow control")
 
 
 async def _run(
-    node: ExitNode, settings: ExitNodeSettings, identity: NodeIdentity, follower: Follower, tunnel_port: int
+    node: ExitNode,
+    settings: ExitNodeSettings,
+    identity: NodeIdentity,
+    follower: Follower,
+    membership: Membership,
+    tunnel_port: int,
 ) -> None:
     async with _following(follower):
-        if tunnel_port >= 0:
+        if not membership.joined.is_set():
             await identity.ready.wait()
-            await _listen(node, settings, identity, tunnel_port)
-        await asyncio.Event().wait()
+            await _open(node, settings, identity, membership, tunnel_port)
+        await membership.keep()
+
+
+async def _open(
+    node: ExitNode, settings: ExitNodeSettings, identity: NodeIdentity, membership: Membership, tunnel_port: int
+) -> None:
+    """What needs a certificate: the ports for agents and for other exit nodes."""
+    assert identity.server is not None
+    if tunnel_port >= 0:
+        await _listen(node, settings, identity, tunnel_port)
+    if identity.ca_pem:
+        await membership.join(
+            identity.server, lambda: identity.ca_pem, settings.listen, settings.relay_host, settings.relay_port
+        )
+    else:
+        membership.joined.set()  # no CA of the fleet is known, so no peer can be
 
 
 @asynccontextmanager

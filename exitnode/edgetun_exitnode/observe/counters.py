@@ -40,13 +40,24 @@ class Histogram:
 class TunnelCounters:
     """What happened to one tunnel's exchanges."""
 
-    __slots__ = ("failed", "forwarded", "in_flight", "no_session", "refused", "requests", "retried", "upstream_seconds")
+    __slots__ = (
+        "failed",
+        "forwarded",
+        "in_flight",
+        "no_session",
+        "refused",
+        "relayed",
+        "requests",
+        "retried",
+        "upstream_seconds",
+    )
 
     def __init__(self) -> None:
         self.requests = 0
         self.forwarded = 0
         self.refused = 0
         self.retried = 0
+        self.relayed = 0
         self.failed = 0
         self.in_flight = 0
         self.no_session = 0

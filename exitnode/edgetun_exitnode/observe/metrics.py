@@ -16,6 +16,7 @@ from edgetun_core import __version__
 from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
 
 if TYPE_CHECKING:
+    from edgetun_exitnode.mesh.mesh import Mesh
     from edgetun_exitnode.node import ExitNode
 
 MAX_TUNNELS = 500
@@ -32,6 +33,16 @@ def collect_exit_node(node: ExitNode) -> Iterable[Metric]:
     yield from _sessions(node)
     yield from _cache(node)
     yield from _compression(node)
+    if node.mesh is not None:
+        yield from _mesh(node.mesh)
+
+
+def _mesh(mesh: Mesh) -> Iterator[Metric]:
+    yield _gauge("edgetun_mesh_peers", "Other exit nodes that are known.", len(mesh.holders.peers))
+    yield _gauge("edgetun_mesh_links", "Sessions with other exit nodes open now.", mesh.links)
+    yield _counter("edgetun_mesh_dials_failed", "Exit nodes that could not be reached.", mesh.dials_failed)
+    yield _counter("edgetun_mesh_asked", "Rounds of asking who holds a tunnel.", mesh.asked_total)
+    yield _counter("edgetun_mesh_served", "Requests taken from other exit nodes.", mesh.served_total)
 
 
 def _front(node: ExitNode) -> Iterator[Metric]:
@@ -70,6 +81,7 @@ def _tunnels(node: ExitNode) -> Iterator[Metric]:
         for name, help_text in (
             ("requests", "Requests of visitors."),
             ("forwarded", "Requests sent down a session."),
+            ("relayed", "Requests sent to another exit node."),
             ("refused", "Requests refused for a limit."),
             ("retried", "Requests asked again on another session."),
             ("failed", "Requests that a session or the origin failed."),

@@ -1,5 +1,7 @@
 """The last stage: chooses a session that serves the tunnel, and passes the exchange down.
 
+Where this node holds no session, the exchange goes to another exit node that does (`Remote`), by the same rules.
+
 Hot path of everything that is not answered at the edge. Per exchange: one small object, two clock reads, one memo lookup
 for the head. While no session is up, visitors wait for at most `reconnect_grace_s`, bounded in number and in bytes.
 """
@@ -18,6 +20,7 @@ from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
 from edgetun_exitnode.pipeline.answer import refuse
 from edgetun_exitnode.pipeline.forwarded import LoopDetected, build_forwarded_head
 from edgetun_exitnode.pipeline.limits import TooManyConcurrent
+from edgetun_exitnode.pipeline.relaying import MAX_HOPS, RelayedPeer, build_relayed_head, hops_of
 
 MEMO_HEADS = 4096
 MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
@@ -27,6 +30,8 @@ MAX_WAITING = 1_000
 MAX_HELD_BYTES = 128 * 1024
 """Body of a waiting visitor that is kept: what was under way when it was paused."""
 MAX_TRIES = 3
+RELAY_WAIT_S = 3.0
+"""How long a visitor waits for another exit node to be reached or found, whatever the tunnel's own grace."""
 SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
@@ -45,11 +50,32 @@ class SessionPool(Protocol):
     def pick(self, avoid: Session | None) -> Session | None:
         """The least busy session that takes new exchanges; `avoid` only when there is no other."""
 
-    def wait(self, callback: Callable[[], None], grace_s: float) -> Callable[[], None] | None:
+    def wait(self, callback: Callable[[], None], grace_s: float, is_hopeful: bool) -> Callable[[], None] | None:
         """Calls back when a session is up or the grace is over; None when waiting is pointless or too many wait.
 
-        Returns what cancels the wait.
+        `is_hopeful` says that it is not pointless. Returns what cancels the wait.
         """
+
+    @property
+    def remote(self) -> Remote | None:
+        """The other exit nodes, where there are any."""
+
+
+class Remote(Protocol):
+    """The exit nodes that hold sessions of one tunnel, see mesh/mesh.py."""
+
+    def pick(self, avoid: Session | None, sender: str) -> Session | None:
+        """The link to the least busy of them, none when none is up: then it is dialled, or asked for, and waiting visitors hear.
+
+        `avoid` only when there is no other; never `sender`, from whom the exchange came.
+        """
+
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether one is being dialled or asked for just now."""
+
+    def failed(self, session: Session, error: EdgetunError) -> None:
+        """An exchange on this link ended so."""
 
 
 class NoAgent(NoSession):
@@ -69,6 +95,7 @@ class ForwardStage:
         "_clock",
         "_max_concurrent",
         "_memo",
+        "_relayed",
         "counters",
         "grace_s",
         "in_flight",
@@ -99,6 +126,7 @@ class ForwardStage:
         self._max_concurrent = route.limits.max_concurrent_requests
         self._clock = clock
         self._memo: Memo[tuple[RequestHead, str], RequestHead] = Memo(MEMO_HEADS)
+        self._relayed: Memo[tuple[RequestHead, str, int], RequestHead] = Memo(MEMO_HEADS)
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         if self._max_concurrent and self.in_flight >= self._max_concurrent:
@@ -111,6 +139,7 @@ class ForwardStage:
                 prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
             except LoopDetected as error:
                 return refuse(client, error)
+            prepared.view = head
             if prepared.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
                 self._memo.put(key, prepared)
         self.in_flight += 1
@@ -122,6 +151,19 @@ class ForwardStage:
 
     def now(self) -> float:
         return self._clock()
+
+    def relayed_head(self, prepared: RequestHead, peer: Peer) -> RequestHead:
+        """What goes to another exit node in the place of what would go to an agent."""
+        head = prepared.view
+        assert isinstance(head, RequestHead)
+        hops = hops_of(peer)
+        key = (prepared, peer.address, hops)
+        relayed = self._relayed.get(key)
+        if relayed is None:
+            relayed = build_relayed_head(head, peer, self.tunnel_id)
+            if relayed.protocol is None and relayed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
+                self._relayed.put(key, relayed)
+        return relayed
 
 
 class _Held:
@@ -148,6 +190,7 @@ class _Forwarded:
         "_held",
         "_paused",
         "_peer",
+        "_remote",
         "_session",
         "_sink",
         "_stage",
@@ -167,6 +210,8 @@ class _Forwarded:
         self._started = now
         self._sink: RequestSink | None = None
         self._session: Session | None = None
+        self._remote: Remote | None = None
+        """Set while `_session` is a link to another exit node."""
         self._held: _Held | None = None
         self._body_done = end
         self._cancel_wait: Callable[[], None] | None = None
@@ -178,12 +223,17 @@ class _Forwarded:
     def start(self, avoid: Session | None) -> None:
         """Tries a session, or waits for one."""
         session = self._stage.pool.pick(avoid)
-        if session is None:
-            self._wait()
-            return
+        head = self._head
+        if session is None or session is avoid:
+            session = self._pick_relay(avoid) or session
+            if session is None:
+                self._wait()
+                return
+            if self._remote is not None:
+                head = self._stage.relayed_head(head, self._peer)
         self._tries += 1
         self._session = session
-        sink = session.open(self._head, self._peer, self._end, self)
+        sink = session.open(head, self._peer, self._end, self)
         if self.is_over or self._session is not session:
             return  # answered, or failed and started again, within open
         self._sink = sink
@@ -193,9 +243,28 @@ class _Forwarded:
             held, self._held = self._held, None
             self._send_held(sink, held)
 
+    def _pick_relay(self, avoid: Session | None) -> Session | None:
+        """A link to another exit node that holds a session, where there is none here."""
+        remote = self._stage.pool.remote
+        peer = self._peer
+        if remote is None or hops_of(peer) >= MAX_HOPS:
+            return None
+        session = remote.pick(avoid, peer.sender if isinstance(peer, RelayedPeer) else "")
+        if session is not None:
+            self._remote = remote
+            self._stage.counters.relayed += 1
+        return session
+
     def _wait(self) -> None:
-        grace_s = self._stage.grace_s - (self._stage.now() - self._started)
-        cancel = self._stage.pool.wait(self._waited, grace_s) if grace_s > 0 else None
+        stage = self._stage
+        remote = stage.pool.remote
+        is_hopeful = remote is not None and remote.is_hopeful
+        # Whose visitor it is waits for the agent; the others say at once that they hold no session.
+        grace_s = stage.grace_s if not isinstance(self._peer, RelayedPeer) else 0.0
+        if is_hopeful and hops_of(self._peer) < MAX_HOPS:
+            grace_s = max(grace_s, RELAY_WAIT_S)
+        grace_s -= stage.now() - self._started
+        cancel = stage.pool.wait(self._waited, grace_s, is_hopeful) if grace_s > 0 else None
         if cancel is None:
             self._finish()
             self._stage.counters.no_session += 1
@@ -294,8 +363,10 @@ class _Forwarded:
     def on_reset(self, error: EdgetunError) -> None:
         if self.is_over:
             return
+        if self._remote is not None and self._session is not None:
+            self._remote.failed(self._session, error)
         if self._may_retry(error):
-            lost, self._session, self._sink = self._session, None, None
+            lost, self._session, self._sink, self._remote = self._session, None, None, None
             self._stage.counters.retried += 1
             self.start(lost)
             return
@@ -308,7 +379,7 @@ class _Forwarded:
         """Whether another session may be asked: nothing was answered, and asking twice does no harm (RFC 9110 §9.2.2)."""
         if self._has_answered or self._tries >= MAX_TRIES:
             return False
-        if isinstance(error, Draining):
+        if isinstance(error, Draining) or (isinstance(error, NoSession) and self._remote is not None):
             return self._end  # refused before it was started
         return isinstance(error, SessionLost) and self._end and self._head.method in SAFE_METHODS
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from edgetun_core.errors import NotFound
 from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
@@ -20,18 +21,26 @@ from edgetun_exitnode.pipeline.answer import answer, refuse
 OpenFunction = Callable[[RequestHead, Peer, bool, ResponseSink], RequestSink]
 
 
+class RouteChain(NamedTuple):
+    """The stages of a route: `handler` is the first for its visitors, `relayed` for those of other exit nodes."""
+
+    handler: Handler
+    relayed: Handler
+
+
 class RoutePlan:
-    """A route ready to use: its rule and the first stage of its chain.
+    """A route ready to use: its rule and where its chain begins; see `RouteChain`.
 
     A first stage with an `open_for` is asked once per head for what opens exchanges with it.
     """
 
-    __slots__ = ("_open_for", "handler", "rule")
+    __slots__ = ("_open_for", "handler", "relayed", "rule")
 
-    def __init__(self, rule: RouteRule, handler: Handler) -> None:
+    def __init__(self, rule: RouteRule, chain: RouteChain) -> None:
         self.rule = rule
-        self.handler = handler
-        self._open_for: Callable[[RequestHead], OpenFunction] | None = getattr(handler, "open_for", None)
+        self.handler = chain.handler
+        self.relayed = chain.relayed
+        self._open_for: Callable[[RequestHead], OpenFunction] | None = getattr(chain.handler, "open_for", None)
 
     def open_for(self, head: RequestHead) -> OpenFunction:
         return self.handler.open if self._open_for is None else self._open_for(head)
@@ -192,7 +201,7 @@ class Router:
 class PlanBuilder:
     """Builds tunnel plans from rules, and keeps a plan whose rule did not change (its cache, limits and counters too)."""
 
-    def __init__(self, build_route: Callable[[TunnelRule, RouteRule, TunnelCounters], Handler]) -> None:
+    def __init__(self, build_route: Callable[[TunnelRule, RouteRule, TunnelCounters], RouteChain]) -> None:
         self._build_route = build_route
 
     def build(self, snapshot: Snapshot, previous: RouteTable) -> RouteTable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from edgetun_exitnode.pipeline.forward import MAX_WAITING, Session
+from edgetun_exitnode.pipeline.forward import MAX_WAITING, Remote, Session
 
 FORGET_S = 30.0
 """How long after the last session was lost visitors still wait for the next one: the agent's longest backoff."""
@@ -38,9 +38,10 @@ class _Waiter:
 class ServicePool:
     """The sessions of one tunnel. Times are the monotonic clock's seconds."""
 
-    __slots__ = ("_burst", "_clock", "_current", "_lost_at", "_schedule", "_timer", "_waiters", "sessions")
+    __slots__ = ("_burst", "_clock", "_current", "_lost_at", "_schedule", "_timer", "_waiters", "remote", "sessions")
 
-    def __init__(self, clock: Callable[[], float], schedule: Schedule) -> None:
+    def __init__(self, clock: Callable[[], float], schedule: Schedule, remote: Remote | None = None) -> None:
+        self.remote = remote
         self.sessions: list[Session] = []
         self._current: Session | None = None
         self._burst = 0
@@ -79,10 +80,10 @@ class ServicePool:
                 best, least = session, load
         return best if best is not None or not sessions else sessions[0]
 
-    def wait(self, callback: Callable[[], None], grace_s: float) -> Callable[[], None] | None:
+    def wait(self, callback: Callable[[], None], grace_s: float, is_hopeful: bool) -> Callable[[], None] | None:
         """See `SessionPool.wait`. `callback` runs once: when a session is up, or when the grace is over."""
         now = self._clock()
-        if now - self._lost_at > FORGET_S or len(self._waiters) >= MAX_WAITING:
+        if (now - self._lost_at > FORGET_S and not is_hopeful) or len(self._waiters) >= MAX_WAITING:
             return None
         waiter = _Waiter(callback, now + grace_s)
         self._waiters[waiter] = None
@@ -109,6 +110,10 @@ class ServicePool:
         if session not in self.sessions:
             self.sessions.append(session)
             self._burst = 0
+        self.wake()
+
+    def wake(self) -> None:
+        """Those who wait look again: a session is up, here or at another exit node, or there is none to wait for."""
         waiters, self._waiters = self._waiters, {}
         if self._timer is not None:
             self._timer.cancel()
@@ -135,14 +140,36 @@ class SessionRegistry:
         self._clock = clock
         self._schedule = schedule
         self._pools: dict[str, ServicePool] = {}
+        self._remote_of: Callable[[str], Remote | None] = lambda _: None
         self._services: dict[Session, tuple[str, ...]] = {}
 
     def pool(self, service: str) -> ServicePool:
         """The pool of a tunnel (`"namespace/name"`), made on first use."""
         pool = self._pools.get(service)
         if pool is None:
-            pool = self._pools[service] = ServicePool(self._clock, self._schedule)
+            pool = self._pools[service] = ServicePool(self._clock, self._schedule, self._remote_of(service))
         return pool
+
+    def use_mesh(self, remote_of: Callable[[str], Remote]) -> None:
+        """Other exit nodes are there for what this one holds no session of."""
+        self._remote_of = remote_of
+        for service, pool in self._pools.items():
+            pool.remote = remote_of(service)
+
+    def wake(self, service: str) -> None:
+        """Those who wait for a session of the tunnel look again."""
+        pool = self._pools.get(service)
+        if pool is not None:
+            pool.wake()
+
+    def holds(self, service: str) -> bool:
+        """Whether this node holds a session of the tunnel."""
+        pool = self._pools.get(service)
+        return pool is not None and bool(pool.sessions)
+
+    def held(self) -> set[str]:
+        """The tunnels that this node holds a session of."""
+        return {service for service, pool in self._pools.items() if pool.sessions}
 
     def add(self, session: Session, services: Iterable[str]) -> None:
         """A session is up for these tunnels. Waiting visitors go on at once."""

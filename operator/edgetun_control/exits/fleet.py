@@ -6,11 +6,13 @@ All nodes of a pool's region share one `History`, so that a change is compared a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
+from edgetun_control.exits.peers import AWAY_S, PeerBook
 from edgetun_core.control_stream import (
     Ack,
     Drain,
@@ -26,11 +28,14 @@ from edgetun_core.control_stream import (
     encode,
 )
 from edgetun_core.control_stream.messages import FromNode
+from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import ProtocolError
 from edgetun_core.fleet_identity import ExitNodeName
 from edgetun_core.snapshot import Snapshot
 
 log = logging.getLogger("edgetun.control.exits")
+
+TELL_PEERS_S: Final = 0.1
 
 RegionKey = tuple[str, str]
 """Pool and region."""
@@ -97,6 +102,9 @@ class Fleet:
         self._nodes: dict[ExitNodeName, FollowingNode] = {}
         self.on_nodes_changed: Callable[[], None] = lambda: None
         """Called when a node has come or gone, or takes sessions no longer or again."""
+        self.peers = PeerBook()
+        """What nodes are told of each other; what changes in `TELL_PEERS_S` is told in one message."""
+        self._telling: asyncio.TimerHandle | None = None
         self.messages_sent = 0
         self.bytes_sent = 0
 
@@ -116,6 +124,28 @@ class Fleet:
                 for node in self:
                     if (node.name.pool, node.name.region) == (pool, region):
                         self._send(node, node.feed.published())
+
+    def shown(self, agent: str, holders: dict[ExitNodeName, Endpoint], tunnels: frozenset[str]) -> None:
+        """An agent's status names these exit nodes, which may follow other replicas."""
+        self.peers.shown(agent, holders, tunnels)
+        self._tell_soon()
+
+    def _tell_soon(self, wait_s: float = TELL_PEERS_S) -> None:
+        if self.peers.is_dirty and self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(wait_s, self.tell_peers)
+
+    def tell_peers(self) -> None:
+        """Tells every node what changed about the others since it was last done."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        self.peers.expire(self._clock())
+        for pool, messages in self.peers.flush().items():
+            encoded = [encode(message) for message in messages]
+            for node in self:
+                if node.name.pool == pool and node.hello.relay is not None:
+                    for message in encoded:
+                        self._send(node, message, is_change=False)
 
     # ---- from streams
 
@@ -137,7 +167,13 @@ class Fleet:
         history.put(self._snapshots.region_snapshot(*key))
         node = FollowingNode(name, hello, Feed(history), send, close, hello.load)
         self._nodes[name] = node
+        self.peers.came(name, hello.relay, hello.load.is_draining)
+        if hello.relay is not None:
+            # Before the snapshot: with that the node is ready, and its first visitor may need another node.
+            for message in self.peers.everything(name.pool):
+                self._send(node, encode(message), is_change=False)
         self._send(node, node.feed.opened(hello))
+        self._tell_soon()
         self.listener.node_changed(node)
         self.on_nodes_changed()
         return node
@@ -149,6 +185,8 @@ class Fleet:
             key = node.name.pool, node.name.region
             if not any((other.name.pool, other.name.region) == key for other in self):
                 self._histories.pop(key, None)
+            self.peers.left(node.name, self._clock())
+            asyncio.get_running_loop().call_later(AWAY_S + 0.1, self.tell_peers)
             self.listener.node_left(node)
             self.on_nodes_changed()
 
@@ -163,6 +201,7 @@ class Fleet:
                 self._send(node, node.feed.lost(message))
             case Presence():
                 self._take_presence(node, message)
+                self._tell_soon()
             case Unknown(kind):
                 log.debug("exit node %s said %s, which this version knows nothing of", node.name, kind)
             case NodeHello():
@@ -181,19 +220,23 @@ class Fleet:
     def _take_presence(self, node: FollowingNode, presence: Presence) -> None:
         if presence.reset:
             # The rest of a long list follows in messages of its own; what is not in it is over.
+            self.peers.reset(node.name)
             for session in node.sessions.values():
                 self.listener.session_closed(node, session)
             node.sessions.clear()
         for session in presence.opened:
             node.sessions[session.session_id] = session
+            self.peers.opened(node.name, session.session_id, session.tunnels)
             self.listener.session_opened(node, session)
         for session_id in presence.closed:
             gone = node.sessions.pop(session_id, None)
+            self.peers.closed(node.name, session_id)
             if gone is not None:
                 self.listener.session_closed(node, gone)
         if presence.load is not None:
             has_turned = presence.load.is_draining != node.load.is_draining
             node.load = presence.load
+            self.peers.loaded(node.name, presence.load.is_draining)
             self.listener.node_changed(node)
             if has_turned:
                 self.on_nodes_changed()

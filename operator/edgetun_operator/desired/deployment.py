@@ -16,6 +16,7 @@ from edgetun_operator.desired.fleet import (
     HTTP_PORT,
     HTTPS_PORT,
     IDENTITY_FOLDER,
+    RELAY_PORT,
     SHUTDOWN_S,
     STATE_FOLDER,
     TUNNEL_PORT,
@@ -117,6 +118,7 @@ def _container(inputs: RegionInputs) -> Object:
             [{"name": variable.name, "value": variable.value} for variable in template.env],
             [
                 {"name": "EDGETUN_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
             ],
         ),
@@ -158,6 +160,8 @@ def _arguments(inputs: RegionInputs) -> list[str]:
         f"--http-port={HTTP_PORT}",
         f"--https-port={HTTPS_PORT}",
         f"--tunnel-port={TUNNEL_PORT}",
+        "--relay-host=$(POD_IP)",
+        f"--relay-port={RELAY_PORT}",
         f"--metrics=0.0.0.0:{ADMIN_PORT}",
         f"--cache-bytes={pool.spec.limits.cache_bytes}",
         f"--max-connections={pool.spec.limits.max_connections}",
@@ -193,7 +197,11 @@ def _ports(inputs: RegionInputs) -> list[Object]:
         }
         for name, port, protocol, host_port in found
     ]
-    return [*ports, {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}]
+    return [
+        *ports,
+        {"name": "relay", "containerPort": RELAY_PORT, "protocol": "TCP"},
+        {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+    ]
 
 
 def _volumes(inputs: RegionInputs) -> list[Object]:

@@ -15,6 +15,8 @@ HTTPS_PORT: Final = 8443
 TUNNEL_PORT: Final = 7443
 ADMIN_PORT: Final = 9090
 CONTROL_PORT: Final = 7444
+RELAY_PORT: Final = 7445
+"""Of exit nodes, for each other: by the pod's address, through no Service."""
 
 CONFIG_FOLDER: Final = "/etc/edgetun"
 CERTIFICATE_FOLDER: Final = "/etc/edgetun-certificates"

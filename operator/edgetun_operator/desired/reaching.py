@@ -8,6 +8,7 @@ from edgetun_operator.desired.fleet import (
     CONTROL_PORT,
     HTTP_PORT,
     HTTPS_PORT,
+    RELAY_PORT,
     TUNNEL_PORT,
     Desired,
     RegionInputs,
@@ -69,7 +70,7 @@ def _service_ports(inputs: RegionInputs) -> list[Object]:
 
 
 def build_network_policy(inputs: RegionInputs) -> Desired:
-    """In: visitors and agents from anywhere, `/metrics` from inside. Out: names, control, other exit nodes."""
+    """In: visitors and agents from anywhere, other exit nodes, `/metrics` from inside. Out: names, control, other exit nodes."""
     pool, plan = inputs.pool, inputs.plan
     public = [(HTTP_PORT, "TCP"), (HTTPS_PORT, "TCP"), (TUNNEL_PORT, "TCP"), (TUNNEL_PORT, "UDP")]
     if inputs.fleet.http3:
@@ -84,6 +85,7 @@ def build_network_policy(inputs: RegionInputs) -> Desired:
                 "policyTypes": ["Ingress", "Egress"],
                 "ingress": [
                     {"ports": [{"port": port, "protocol": protocol} for port, protocol in public]},
+                    {"from": [peers], "ports": [{"port": RELAY_PORT, "protocol": "TCP"}]},
                     {
                         "from": [{"namespaceSelector": {}}],
                         "ports": [{"port": ADMIN_PORT, "protocol": "TCP"}],
@@ -94,7 +96,7 @@ def build_network_policy(inputs: RegionInputs) -> Desired:
                     {"ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
                     {
                         "to": [peers],
-                        "ports": [{"port": TUNNEL_PORT, "protocol": "TCP"}, {"port": TUNNEL_PORT, "protocol": "UDP"}],
+                        "ports": [{"port": RELAY_PORT, "protocol": "TCP"}],
                     },
                 ],
             },

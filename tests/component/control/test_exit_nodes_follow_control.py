@@ -16,10 +16,7 @@ import pytest
 
 from edgetun_agent.connect import Agent
 from edgetun_agent.serve import Origins
-from edgetun_control.exits.fleet import Fleet, FollowingNode, SilentFleetListener
-from edgetun_control.exits.identity import Account, Authority, IdentityService
-from edgetun_control.exits.server import ExitListener, build_exit_app
-from edgetun_core.control_stream import STREAM_PATH, Drain, Move, SessionInfo, decode_from_node, snapshot_digest
+from edgetun_core.control_stream import STREAM_PATH, Drain, Move, decode_from_node, snapshot_digest
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.fleet_identity import ExitNodeName, inner_name
 from edgetun_core.pki import DevelopmentCA, Trust
@@ -29,67 +26,11 @@ from edgetun_exitnode.control.follow import Follower
 from edgetun_exitnode.control.identity import IdentityRefused, NodeIdentity
 from edgetun_exitnode.control.linked_node import LinkedNode
 from edgetun_exitnode.node import ExitNode
+from support.following import TOKEN, Control, Published
 from support.origin_server import ScriptedOrigin, answering, response, scripted_origin
 from support.visitors import Visitor
 from support.waiting import eventually
 from support.whole import HOST, TUNNEL, credential, snapshot
-
-TOKEN = "service-account-token"
-
-
-class Reviewer:
-    async def review(self, token: str) -> Account | None:
-        return Account("edgetun-system", "edgetun-exit-pool-here") if token == TOKEN else None
-
-
-class Published:
-    """What a publisher would hold."""
-
-    def __init__(self, present: Snapshot) -> None:
-        self.present = present
-
-    def region_snapshot(self, pool: str, region: str) -> Snapshot:
-        return msgspec.structs.replace(self.present, pool=pool, region=region)
-
-
-class Heard(SilentFleetListener):
-    def __init__(self) -> None:
-        self.opened: list[SessionInfo] = []
-        self.closed: list[SessionInfo] = []
-
-    def session_opened(self, node: FollowingNode, session: SessionInfo) -> None:
-        self.opened.append(session)
-
-    def session_closed(self, node: FollowingNode, session: SessionInfo) -> None:
-        self.closed.append(session)
-
-
-class Control:
-    """Restartable, on one port."""
-
-    def __init__(self, ca: DevelopmentCA, folder: Path, published: Published) -> None:
-        self.ca, self.folder, self.published = ca, folder, published
-        self.port = 0
-
-    async def start(self) -> None:
-        self.heard = Heard()
-        self.fleet = Fleet(self.published, time.monotonic, self.heard)
-        authority = Authority(self.ca.ca_pem, (self.folder / "ca/ca.key").read_bytes())
-        identities = IdentityService(Reviewer(), lambda: authority, "edgetun-system", own_names=["control.example"])
-        self.listener = ExitListener(build_exit_app(self.fleet, identities))
-        await self.listener.start("127.0.0.1", self.port, self.ca.identity(["127.0.0.1"]), self.ca.ca_pem)
-        self.port = self.listener.port
-
-    async def stop(self) -> None:
-        await self.listener.close()
-
-    @property
-    def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
-
-    def publish(self, present: Snapshot) -> None:
-        self.published.present = present
-        self.fleet.published()
 
 
 class Edge:

@@ -7,7 +7,7 @@ import pytest
 from edgetun_core.errors import NotFound
 from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.snapshot import OriginRule, RouteRule, Snapshot, TunnelRule
-from edgetun_exitnode.pipeline.router import PlanBuilder, Router, RouteTable, host_of, normal_path
+from edgetun_exitnode.pipeline.router import PlanBuilder, RouteChain, Router, RouteTable, host_of, normal_path
 from support.exchanges import PEER, Answerer, Opened, Recorder, request
 
 
@@ -26,14 +26,15 @@ class Fleet:
         self.built: list[str] = []
         self.builder = PlanBuilder(self._build)
 
-    def _build(self, rule: TunnelRule, route: RouteRule, counters: object) -> Answerer:
+    def _build(self, rule: TunnelRule, route: RouteRule, counters: object) -> RouteChain:
         name = f"{rule.id}{route.path}"
         self.built.append(name)
 
         def say(opened: Opened) -> None:
             opened.client.on_data(name.encode(), True)
 
-        return Answerer(say)
+        stage = Answerer(say)
+        return RouteChain(stage, stage)
 
     def apply(self, *tunnels: TunnelRule) -> None:
         snapshot = Snapshot(1, "default", "here", tunnels)

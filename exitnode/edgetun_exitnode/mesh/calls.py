@@ -1,0 +1,201 @@
+"""What exit nodes say to each other beside visitors' requests: small exchanges without a tunnel, on the same sessions.
+
+    GET  /v1/holders?tunnel=NS/NAME   who holds a session of the tunnel, as far as the answering node knows: `HoldersAnswer`
+    POST /v1/tell                     what changed at the asking node: `Told`
+
+Bodies are JSON and bounded; names that the reader does not know are ignored, so either side may be one version behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, TypeVar
+from urllib.parse import parse_qs, quote
+
+import msgspec
+from msgspec import Struct
+
+from edgetun_core.enrollment import UNREADABLE, Endpoint
+from edgetun_core.errors import EdgetunError, LimitExceeded, NotFound, ProtocolError, SessionLost, UpstreamTimeout
+from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
+from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
+
+AUTHORITY: Final = b"mesh.edgetun.internal"
+HOLDERS: Final = b"/v1/holders"
+TELL: Final = b"/v1/tell"
+MAX_BODY_BYTES: Final = 256 * 1024
+MOST_HOLDERS: Final = 16
+CALL_TIMEOUT_S: Final = 1.5
+
+_PEER: Final = Peer("", 0, b"https", b"2")
+
+
+class Holder(Struct, frozen=True):
+    """An exit node that holds a session, and where it is reached."""
+
+    node: str
+    relay: Endpoint
+
+
+class HoldersAnswer(Struct, frozen=True, omit_defaults=True):
+    """`is_held`: by the answering node itself."""
+
+    is_held: bool = False
+    others: tuple[Holder, ...] = ()
+
+
+class Told(Struct, frozen=True, omit_defaults=True):
+    """What a node says of itself. `relay` is where it is reached; None: nowhere."""
+
+    relay: Endpoint | None = None
+    is_draining: bool = False
+    opened: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+
+
+_T = TypeVar("_T", HoldersAnswer, Told)
+
+
+class Answering:
+    """The answering side of calls: `answer` says what, given the path, the query's tunnel and the body."""
+
+    def __init__(self, answer: Callable[[bytes, str, bytes], bytes]) -> None:
+        self._answer = answer
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        call = _Incoming(self._answer, head, client)
+        if end:
+            call.answer()
+            return CLOSED
+        return call
+
+
+class _Incoming:
+    """Gathers a call's body, then answers."""
+
+    __slots__ = ("_answer", "_body", "_client", "_head", "_is_over")
+
+    def __init__(self, answer: Callable[[bytes, str, bytes], bytes], head: RequestHead, client: ResponseSink) -> None:
+        self._answer = answer
+        self._head = head
+        self._client = client
+        self._body = bytearray()
+        self._is_over = False
+
+    def answer(self) -> None:
+        self._is_over = True
+        path, _, query = self._head.target.partition(b"?")
+        tunnel = parse_qs(query.decode("ascii", "replace")).get("tunnel", [""])[0]
+        try:
+            body = self._answer(path, tunnel, bytes(self._body))
+        except EdgetunError as error:
+            self._client.on_reset(error)
+            return
+        head = ResponseHead(200, ((b"content-length", str(len(body)).encode()),))
+        self._client.on_head(head, not body)
+        if body:
+            self._client.on_data(body, True)
+
+    def send_data(self, data: bytes, end: bool) -> None:
+        if self._is_over:
+            return
+        self._body += data
+        if len(self._body) > MAX_BODY_BYTES:
+            self._is_over = True
+            self._client.on_reset(LimitExceeded(f"a call's body is larger than {MAX_BODY_BYTES} bytes"))
+        elif end:
+            self.answer()
+
+    def send_trailers(self, fields: Fields) -> None:
+        if not self._is_over:
+            self.answer()
+
+    def reset(self, error: EdgetunError) -> None:
+        self._is_over = True
+
+    def pause_response(self) -> None: ...
+    def resume_response(self) -> None: ...
+
+
+class _Call:
+    """The asking side: gathers the answer."""
+
+    __slots__ = ("_body", "future")
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def on_interim(self, head: ResponseHead) -> None: ...
+
+    def on_head(self, head: ResponseHead, end: bool) -> None:
+        if head.status != 200:
+            self._fail(ProtocolError(f"a peer answered {head.status}"))
+        elif end:
+            self._done()
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        self._body += data
+        if len(self._body) > MAX_BODY_BYTES:
+            self._fail(ProtocolError("a peer's answer is too large"))
+        elif end:
+            self._done()
+
+    def on_trailers(self, fields: Fields) -> None:
+        self._done()
+
+    def on_reset(self, error: EdgetunError) -> None:
+        self._fail(error)
+
+    def pause_request(self) -> None: ...
+    def resume_request(self) -> None: ...
+
+    def _done(self) -> None:
+        if not self.future.done():
+            self.future.set_result(bytes(self._body))
+
+    def _fail(self, error: EdgetunError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+async def call(session: Handler, method: bytes, target: bytes, body: bytes = b"") -> bytes:
+    """Asks a peer, within `CALL_TIMEOUT_S`. Raises `EdgetunError`."""
+    fields = ((b"content-length", str(len(body)).encode()),) if body else ()
+    asked = _Call()
+    sink = session.open(RequestHead(method, b"https", AUTHORITY, target, fields), _PEER, not body, asked)
+    if body:
+        sink.send_data(body, True)
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            return await asked.future
+    except TimeoutError:
+        sink.reset(SessionLost("no answer in time"))
+        raise UpstreamTimeout("the exit node did not answer in time") from None
+
+
+async def ask_holders(session: Handler, tunnel: str) -> HoldersAnswer:
+    """Asks a peer who holds a session of the tunnel. Raises `EdgetunError`."""
+    return _read(await call(session, b"GET", HOLDERS + b"?tunnel=" + quote(tunnel).encode()), HoldersAnswer)
+
+
+async def tell(session: Handler, told: Told) -> None:
+    """Tells a peer what changed here. Raises `EdgetunError`."""
+    await call(session, b"POST", TELL, msgspec.json.encode(told))
+
+
+def read_told(body: bytes) -> Told:
+    """Raises `ProtocolError`."""
+    return _read(body, Told)
+
+
+def _read(body: bytes, shape: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except UNREADABLE as error:
+        raise ProtocolError(f"what a peer says cannot be read: {error}") from None
+
+
+def unknown_call(path: bytes) -> NotFound:
+    return NotFound(f"exit nodes have no call {path.decode('latin-1')[:64]}")
