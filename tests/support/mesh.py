@@ -177,4 +177,5 @@ async def meshed(folder: Path, obey: Snapshot, nodes: int) -> AsyncIterator[Mesh
             await scene.node()
         await eventually(lambda: all(one.node.snapshot is not None for one in scene.nodes))
         await eventually(lambda: all(one.is_ready for one in scene.nodes))
+        await eventually(lambda: all(len(one.mesh.holders.peers) == nodes - 1 for one in scene.nodes))
         yield scene
