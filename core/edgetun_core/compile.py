@@ -296,6 +296,7 @@ def _cache_rule(policy: CachePolicy) -> CacheRule:
         max_object_bytes=policy.max_object_bytes,
         stale_while_revalidate_s=policy.stale_while_revalidate,
         stale_if_error_s=policy.stale_if_error,
+        show_key=policy.show_key,
         heuristic_max_s=policy.heuristic_max,
     )
 

@@ -59,6 +59,8 @@ class CacheRule(Struct, frozen=True, omit_defaults=True):
     max_object_bytes: int = 8 * 1024 * 1024
     stale_while_revalidate_s: float = 0.0
     stale_if_error_s: float = 0.0
+    show_key: bool = False
+    """`Cache-Status` says the key (RFC 9211 §2.8)."""
     heuristic_max_s: float = 0.0
     """Without a stated freshness: a tenth of the time since Last-Modified, at most this (RFC 9111 §4.2.2); 0: none."""
 

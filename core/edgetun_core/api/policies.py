@@ -90,6 +90,9 @@ class CachePolicy(ApiModel):
         le=31_536_000,
         description="How long after its freshness a response may be served when the origin fails or no agent is connected (RFC 5861).",
     )
+    show_key: bool = Field(
+        default=False, description="`Cache-Status` says under which key a response is stored (its `key` parameter)."
+    )
     heuristic_max: Duration = Field(
         default=0.0,
         le=31_536_000,

@@ -5,7 +5,7 @@ The chunks are shared `bytes`; a reader is a cursor. A slow reader keeps nobody 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from edgetun_core.errors import EdgetunError
@@ -25,7 +25,7 @@ class Body:
     __slots__ = ("chunks", "first", "is_complete", "start", "total", "trailers")
 
     def __init__(self) -> None:
-        self.chunks: list[bytes] = []
+        self.chunks: Sequence[bytes] = []
         self.first = 0
         """Number of the first chunk kept; chunks are numbered from the body's beginning."""
         self.start = 0
@@ -40,6 +40,7 @@ class Body:
 
     def append(self, chunk: bytes) -> None:
         """Adds what came in."""
+        assert isinstance(self.chunks, list)
         self.chunks.append(chunk)
         self.total += len(chunk)
 
@@ -48,11 +49,12 @@ class Body:
         count = number - self.first
         if count > 0:
             self.start += sum(map(len, self.chunks[:count]))
+            assert isinstance(self.chunks, list)
             del self.chunks[:count]
             self.first = number
 
 
-def build_pieces(chunks: list[bytes]) -> list[bytes]:
+def build_pieces(chunks: Sequence[bytes]) -> list[bytes]:
     """The same bytes in pieces of at most `ONE_PIECE_BYTES`: small chunks joined, larger ones cut."""
     pieces: list[bytes] = []
     pending: list[bytes] = []

@@ -61,6 +61,7 @@ class Flight:
         "id",
         "is_ended_at_head",
         "is_over",
+        "is_own",
         "is_passing",
         "is_storing",
         "is_upstream_paused",
@@ -107,6 +108,8 @@ class Flight:
         """The leader, when the response is theirs alone."""
         self.is_passing = False
         self.is_over = False
+        self.is_own = False
+        """For one visitor and the store: nobody can ask for its key."""
         self.reserved_bytes = 0
         self.patience_timer: TimerHandle | None = None
         self.fill_timer: TimerHandle | None = None
@@ -285,6 +288,7 @@ class Flight:
         )
         response.fwd = self.fwd
         response.answers_authorized = verdict.answers_authorized
+        response.key_parameter = self.stage.key_parameter(self.view)
         return response
 
     def _take_alone(self, verdict: NotStorable, end: bool, now: float) -> None:
@@ -293,8 +297,12 @@ class Flight:
         remember_s = stage.collapse.not_collapsible_s
         if verdict.is_error:
             remember_s = min(remember_s, ERROR_NOT_COLLAPSIBLE_S)
-        else:
+        elif not self.view.is_solo:
             stage.forget_stale(self.view)
+        if self.view.is_solo:
+            stage.remember_refused(self.view, now + remember_s)
+        if self.is_own:
+            remember_s = 0.0  # nobody else has this key
         if end:
             self._finish()
         stage.tell(HeadNotStorable(self.id, remember_s))
@@ -345,7 +353,7 @@ class Flight:
                 joinable_until,
                 differing,
                 verdict.is_shareable,
-                stage.collapse.not_collapsible_s,
+                0.0 if self.is_own else stage.collapse.not_collapsible_s,
             )
         )
         if end:
@@ -382,12 +390,14 @@ class Flight:
             visitor.finish()
             visitor.client.on_head(response.unsatisfiable(now, use), True)
             return
-        if part != "whole":
-            first, last = part
+        if part != "whole" and len(part) == 1:
+            first, last = part[0]
             reader = Reader(self.body, visitor.client, skip=first, limit=last - first + 1, is_paused=visitor.is_paused)
-            reader.on_done = lambda: visitor.finish()
             head = response.partial(now, use, first, last)
-        else:
+        elif part != "whole" and self.body.is_complete:
+            head, body = stage.build_multipart(response, self.body.chunks, part, now, use)
+            reader = Reader(body, visitor.client, is_paused=visitor.is_paused)
+        else:  # several ranges of a body that is still coming in: the whole is always right
             reader = Reader(self.body, visitor.client, is_paused=visitor.is_paused)
             if self.is_validated:
                 head = response.head(now, "validated" if use == "led" else use)

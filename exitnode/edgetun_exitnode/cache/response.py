@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final, Literal
 from edgetun_core.http.message import Field, Fields, ResponseHead
 from edgetun_exitnode.cache.dates import format_http_date, parse_http_date
 from edgetun_exitnode.cache.freshness import Timing, current_age_s
+from edgetun_exitnode.cache.ranges import Span, join_spans
 from edgetun_exitnode.cache.validators import ByteRange, Condition, parse_etag
 
 if TYPE_CHECKING:
     from edgetun_exitnode.pipeline.compression.shared import SharedEncoding
 
+STRONG_DATE_S: Final = 60.0
 CACHE_NAME: Final = b"edgetun"
 """How this cache calls itself in Cache-Status (RFC 9211 §2)."""
 
@@ -56,6 +58,7 @@ class StoredResponse:
         "fresh_until",
         "fwd",
         "is_head_only",
+        "key_parameter",
         "last_modified",
         "last_modified_field",
         "length",
@@ -76,6 +79,8 @@ class StoredResponse:
         self.length = length
         self.is_head_only = is_head_only
         self.answers_authorized = False
+        self.key_parameter = b""
+        """`key` of Cache-Status, where the operator shows it (RFC 9211 §2.8)."""
         self.fwd = b"fwd=uri-miss"
         """Why it was fetched (RFC 9211 §2.2), for those who share the fetch."""
         self.etag = parse_etag(head.get(b"etag"))
@@ -99,6 +104,7 @@ class StoredResponse:
         """The same response with another freshness."""
         other = StoredResponse(self.status, self.fields, timing, self.length, wall_s, is_head_only=self.is_head_only)
         other.fwd, other.answers_authorized = self.fwd, self.answers_authorized
+        other.key_parameter = self.key_parameter
         return other
 
     def set_length(self, length: int) -> None:
@@ -149,6 +155,24 @@ class StoredResponse:
             ),
         )
 
+    def multipart(self, now: float, use: Use, length: int, boundary: bytes) -> ResponseHead:
+        """The head of a 206 with several parts of `length` bytes together (RFC 9110 §15.3.7.2)."""
+        fields = tuple(field for field in self.fields if field[0] not in (b"content-length", b"content-type"))
+        return ResponseHead(
+            206,
+            (
+                *fields,
+                (b"content-type", b"multipart/byteranges; boundary=" + boundary),
+                (b"content-length", b"%d" % length),
+                *self._ending(now, use),
+            ),
+        )
+
+    @property
+    def has_strong_date(self) -> bool:
+        """Last-Modified tells two representations apart for sure: it lay a minute back when the response was made (RFC 9110 §8.8.2.2)."""
+        return self.last_modified is not None and self.date - self.last_modified >= STRONG_DATE_S
+
     def unsatisfiable(self, now: float, use: Use) -> ResponseHead:
         """The head of a 416 (RFC 9110 §15.5.17)."""
         fields = tuple(field for field in self.fields if field[0] in (b"date", b"etag", b"vary"))
@@ -174,7 +198,7 @@ class StoredResponse:
                 detail = b"hit; ttl=%d; detail=stale-while-revalidate" % ttl
             case "error":
                 detail = b"fwd=stale; ttl=%d; detail=stale-if-error" % ttl
-        return ((b"age", b"%d" % int(current_age_s(self.timing, now))), cache_status(detail))
+        return ((b"age", b"%d" % int(current_age_s(self.timing, now))), cache_status(detail + self.key_parameter))
 
 
 def decide_not_modified(response: StoredResponse, condition: Condition | None) -> bool:
@@ -191,13 +215,24 @@ def decide_not_modified(response: StoredResponse, condition: Condition | None) -
 
 def decide_range(
     response: StoredResponse, wanted: ByteRange | None
-) -> tuple[int, int] | Literal["whole", "unsatisfiable"]:
-    """Which bytes answer a Range request; the whole is always right (RFC 9110 §14.2)."""
-    if wanted is None or wanted.never or response.status != 200 or response.length < 0:
+) -> tuple[Span, ...] | Literal["whole", "unsatisfiable"]:
+    """Which bytes answer a Range request, in ascending order; the whole is always right (RFC 9110 §14.2)."""
+    if wanted is None or response.status != 200 or response.length < 0 or not matches_if_range(response, wanted):
         return "whole"
-    if wanted.if_range is not None and wanted.if_range != response.etag:
-        return "whole"
-    return wanted.resolve(response.length) or "unsatisfiable"
+    if not wanted.more:
+        span = wanted.resolve(response.length)
+        return (span,) if span is not None else "unsatisfiable"
+    spans = [span for one in (wanted, *wanted.more) if (span := one.resolve(response.length)) is not None]
+    return join_spans(spans) or "unsatisfiable"
+
+
+def matches_if_range(response: StoredResponse, wanted: ByteRange) -> bool:
+    """True when the visitor's other parts are of this very response, or they do not say (RFC 9110 §13.1.5)."""
+    if wanted.never:
+        return False
+    if wanted.if_range_date is not None:
+        return response.has_strong_date and response.last_modified_field == wanted.if_range_date
+    return wanted.if_range is None or wanted.if_range == response.etag
 
 
 def gateway_timeout(wall_s: float) -> ResponseHead:

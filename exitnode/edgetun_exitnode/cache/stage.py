@@ -9,8 +9,9 @@ One stage is built per route and configuration; the store and the memo of views 
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, assert_never
 
 from edgetun_core.errors import EdgetunError, UpstreamBroken
@@ -18,7 +19,7 @@ from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSin
 from edgetun_core.http.message import Peer, RequestHead, ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule, CollapseRule
-from edgetun_exitnode.cache.body import Reader, build_pieces
+from edgetun_exitnode.cache.body import Body, Reader, build_pieces
 from edgetun_exitnode.cache.collapse import (
     AskAgain,
     Asked,
@@ -53,8 +54,9 @@ from edgetun_exitnode.cache.freshness import (
     decide_freshness,
     decide_storable,
 )
-from edgetun_exitnode.cache.key import QueryFilter, Secondary, build_invalidated_targets, build_key
+from edgetun_exitnode.cache.key import QueryFilter, Secondary, build_host, build_invalidated_targets, build_key
 from edgetun_exitnode.cache.passing import PassThrough
+from edgetun_exitnode.cache.ranges import Span, build_multipart
 from edgetun_exitnode.cache.response import (
     StoredResponse,
     Use,
@@ -128,6 +130,8 @@ class CacheStage:
         self._decorated: dict[bytes, Memo[ResponseHead, ResponseHead]] = {}
         self._alone: Memo[ResponseHead, ResponseHead] = Memo(256)
         """Decorated heads of responses known as not storable."""
+        self._refused: Memo[int, float] = Memo(4096)
+        """Until when answers to requests with Authorization are known as not storable, by hash of the key."""
         self._serial = 0
         self.finish: Finish | None = None
         """What the stage in front does to heads and clients, for requests that come past it (pipeline/compression)."""
@@ -221,6 +225,8 @@ class CacheStage:
             client.on_head(gateway_timeout(self.wall_clock()), True)
             return CLOSED
         flight_key = self._flight_key(view)
+        if view.is_solo:
+            return self._open_solo(view, peer, client, fwd, now)
         validates = view.may_validate and self._can_be_validated(view)
         if validates and self.coordinator.goes_alone(flight_key, now):
             flight_key = self._own_key(view)
@@ -233,6 +239,34 @@ class CacheStage:
         visitor.is_opening = False
         return CLOSED if visitor.is_over else visitor
 
+    def _open_solo(self, view: RequestView, peer: Peer, client: ResponseSink, fwd: bytes, now: float) -> RequestSink:
+        """A request with Authorization: never shared while it is under way, stored where the origin says so (RFC 9111 §3.5)."""
+        validates = view.may_validate and self._can_be_validated(view)
+        refused_until = self._refused.get(hash(view.key))
+        if (
+            not self.may_store
+            or (view.byte_range is not None and not validates)
+            or (refused_until is not None and now < refused_until and not validates)
+        ):
+            return self._bypass(view, peer, True, client)
+        visitor = Visitor(view, peer, client, fwd if validates else b"fwd=bypass")
+        self._ask(visitor, self._own_key(view), now)
+        visitor.is_opening = False
+        return CLOSED if visitor.is_over else visitor
+
+    def remember_refused(self, view: RequestView, until: float) -> None:
+        """Answers to requests with Authorization may not be stored for this key: such requests just pass for a while."""
+        self._refused.put(hash(view.key), until)
+
+    def key_parameter(self, view: RequestView) -> bytes:
+        """The `key` parameter of Cache-Status, where the operator wants it shown (RFC 9211 §2.8)."""
+        if not self.rule.show_key:
+            return b""
+        shown = build_host(view.head.scheme, view.head.authority) + self._query.strip(view.head.target)
+        if not shown.isascii() or not shown.decode("ascii").isprintable():
+            return b""
+        return b'; key="%s"' % shown.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
     def _ask(self, visitor: Visitor, flight_key: FlightKey, now: float) -> None:
         """Has the coordinator decide who fetches for this visitor."""
         view = visitor.view
@@ -240,7 +274,7 @@ class CacheStage:
         newer_than = self.store.invalidated_at(view.key, self.tenant)
         may_join_late = not view.wants_new
         event = Asked(flight_key, visitor, newer_than, visitor.may_lead, may_join_late)
-        if view.is_head:
+        if view.is_head and not view.is_solo:
             # A GET on its way answers a HEAD as well, but cannot be led by one.
             get_key = self.flight_key(view.key, view.secondary(self.store.vary_of(view.key)), 0)
             of_get = Asked(get_key, visitor, newer_than, False, may_join_late)
@@ -283,6 +317,8 @@ class CacheStage:
                     self.store.remove(entry)
                     continue
                 entry.rule = self.rule
+            if view.is_solo and not entry.response.answers_authorized:
+                return None, b"fwd=bypass"
             return entry, b""
         return None, b"fwd=uri-miss"
 
@@ -300,6 +336,8 @@ class CacheStage:
         if resource is None:
             return None, {}
         entries = {each.response: each for each in resource.variants.values() if each.rule is self.rule}
+        if view.is_solo:
+            entries = {response: each for response, each in entries.items() if response.answers_authorized}
         conditions = build_conditions(entry.response if entry is not None else None, tuple(reversed(entries)))
         return conditions, entries if conditions is not None else {}
 
@@ -328,9 +366,9 @@ class CacheStage:
         if not isinstance(verdict, Storable):
             self.store.remove(entry)
         else:
-            self.store.renew(
-                entry, StoredResponse(200, verdict.fields, verdict.timing, stored.length, self.wall_clock())
-            )
+            renewed = StoredResponse(200, verdict.fields, verdict.timing, stored.length, self.wall_clock())
+            renewed.answers_authorized, renewed.key_parameter = verdict.answers_authorized, stored.key_parameter
+            self.store.renew(entry, renewed)
 
     def stale_timing(self, response: StoredResponse, now: float) -> Timing:
         """What is known of a response, with nothing left of its freshness."""
@@ -383,6 +421,7 @@ class CacheStage:
         if view.is_head:
             client.on_head(response.head(now, use), True)
             return None
+        body = entry.body
         part = decide_range(response, view.byte_range)
         if part == "unsatisfiable":
             client.on_head(response.unsatisfiable(now, use), True)
@@ -393,10 +432,13 @@ class CacheStage:
             if entry.whole == b"":
                 client.on_head(head, True)
                 return None
+        elif len(part) == 1:
+            skip, limit = part[0][0], part[0][1] - part[0][0] + 1
+            head = response.partial(now, use, *part[0])
         else:
-            skip, limit = part[0], part[1] - part[0] + 1
-            head = response.partial(now, use, *part)
-        reader = Reader(entry.body, client, skip=skip, limit=limit)
+            skip, limit = 0, -1
+            head, body = self.build_multipart(response, entry.pieces, part, now, use)
+        reader = Reader(body, client, skip=skip, limit=limit)
         if visitor is not None:
             reader.is_paused = visitor.is_paused
             visitor.is_over = False
@@ -407,6 +449,15 @@ class CacheStage:
         else:
             reader.pump()
         return None if reader.is_over else reader
+
+    def build_multipart(
+        self, response: StoredResponse, pieces: Sequence[bytes], spans: Sequence[Span], now: float, use: Use
+    ) -> tuple[ResponseHead, Body]:
+        """Head and body of several ranges."""
+        content_type = next((value for name, value in response.fields if name == b"content-type"), None)
+        boundary = secrets.token_hex(16).encode()
+        body = build_multipart(pieces, response.length, spans, content_type, boundary)
+        return response.multipart(now, use, body.total, boundary), body
 
     # -- told by flights ------------------------------------------------------------------------------------------------
 
@@ -496,9 +547,14 @@ class CacheStage:
         flight = self.flights.get(effect.flight)
         if flight is None:
             flight = self.flights[effect.flight] = Flight(self, effect.flight)
+            flight.is_own = isinstance(effect.key, tuple) and len(effect.key) == 3
             if leader is not None:
-                self.stats.misses += 1
-                flight.fwd = leader.fwd
+                if leader.view.is_solo:
+                    self.stats.bypass += 1
+                    flight.fwd = b"fwd=uri-miss" if leader.fwd == b"fwd=bypass" else leader.fwd
+                else:
+                    self.stats.misses += 1
+                    flight.fwd = leader.fwd
             else:
                 flight.fwd = b"fwd=stale"
         else:

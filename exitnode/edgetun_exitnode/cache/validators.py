@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from edgetun_exitnode.cache.dates import parse_http_date
 
 _ETAG: Final = rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _ONE_ETAG = re.compile(_ETAG)
-_RANGE = re.compile(rb"bytes=[ \t]*(\d{0,15})-(\d{0,15})[ \t]*", re.IGNORECASE)
+_RANGE_SPEC = re.compile(rb"(\d{0,15})-(\d{0,15})")
+MAX_RANGES: Final = 16
+"""Whoever asks for more gets the whole (RFC 9110 §14.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,12 @@ class ByteRange:
     suffix: int = 0
     if_range: bytes | None = None
     """The strong entity-tag that must match for the range to be served, when there is one."""
+    if_range_date: bytes | None = None
+    """The Last-Modified that must match exactly, and be a strong validator (§13.1.5)."""
     never: bool = False
-    """`If-Range` with a date or a weak tag: it cannot match for sure, so the whole is served (§13.1.5)."""
+    """`If-Range` with a weak tag or nonsense: it cannot match, so the whole is served."""
+    more: tuple[ByteRange, ...] = ()
+    """The other ranges, where several are asked for."""
 
     def resolve(self, length: int) -> tuple[int, int] | None:
         """First and last position in a body of `length` bytes, or None when it cannot be satisfied (§14.1.2)."""
@@ -99,23 +105,39 @@ def parse_condition(if_none_match: list[bytes], if_modified_since: list[bytes]) 
     return None
 
 
-def parse_range(value: bytes, if_range: list[bytes]) -> ByteRange | None:
-    """One `bytes` range, or None for several ranges, another unit, or nonsense."""
-    match = _RANGE.fullmatch(value)
-    if match is None:
+def parse_range(value: bytes, if_range: list[bytes]) -> ByteRange | Literal["too many"] | None:
+    """The `bytes` ranges asked for, the first with the others in `more`; None for another unit or nonsense."""
+    unit, equals, text = value.partition(b"=")
+    if not equals or unit.lower() != b"bytes":
         return None
-    first_text, last_text = match.groups()
-    if not first_text and not last_text:
+    specs = [part.strip(b" \t") for part in text.split(b",")]
+    specs = [spec for spec in specs if spec]
+    if len(specs) > MAX_RANGES:
+        return "too many"
+    spans: list[tuple[int | None, int | None, int]] = []
+    for spec in specs:
+        match = _RANGE_SPEC.fullmatch(spec)
+        if match is None:
+            return None
+        first_text, last_text = match.groups()
+        if not first_text and not last_text:
+            return None
+        if not first_text:
+            spans.append((None, None, int(last_text)))
+            continue
+        first, last = int(first_text), int(last_text) if last_text else None
+        if last is not None and last < first:
+            return None
+        spans.append((first, last, 0))
+    if not spans:
         return None
-    tag: bytes | None = None
-    never = False
-    if if_range:
-        never = len(if_range) != 1 or not is_strong_etag(if_range[0])
-        tag = None if never else if_range[0]
-    if not first_text:
-        return ByteRange(None, None, int(last_text), tag, never)
-    first = int(first_text)
-    last = int(last_text) if last_text else None
-    if last is not None and last < first:
-        return None
-    return ByteRange(first, last, 0, tag, never)
+    tag = date = None
+    never = len(if_range) > 1
+    if len(if_range) == 1:
+        if is_strong_etag(if_range[0]):
+            tag = if_range[0]
+        elif parse_http_date(if_range[0]) is not None:
+            date = if_range[0]
+        else:
+            never = True
+    return ByteRange(*spans[0], tag, date, never, tuple(ByteRange(*span) for span in spans[1:]))

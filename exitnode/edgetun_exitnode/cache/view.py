@@ -48,6 +48,7 @@ class RequestView:
         "head_key",
         "is_head",
         "is_plain",
+        "is_solo",
         "key",
         "may_validate",
         "owner",
@@ -61,6 +62,8 @@ class RequestView:
         self.head_key = b""
         self.bypass = b""
         self.is_plain = False
+        self.is_solo = False
+        """It carries Authorization: it shares nothing but what the origin gives to everyone (RFC 9111 §3.5)."""
         self.is_head = False
         self.directives: RequestDirectives | None = None
         self.wants_new = False
@@ -98,8 +101,7 @@ def build_view(
     if b"cache-control" in interesting or b"pragma" in interesting:
         directives = parse_request_directives(interesting.get(b"cache-control", []), interesting.get(b"pragma", ()))
     if (
-        (b"authorization" in interesting and not rule.allow_authorization)
-        or (b"cookie" in interesting and not rule.allow_cookies)
+        (b"cookie" in interesting and not rule.allow_cookies)
         or head.protocol is not None
         or any(b"text/event-stream" in value.lower() for value in interesting.get(b"accept", ()))
         or (directives.no_store and not rule.ignore_no_store)
@@ -117,6 +119,7 @@ def build_view(
     if not key:
         view.bypass = b"bypass"
         return view
+    view.is_solo = b"authorization" in interesting and not rule.allow_authorization
     view.key = key
     view.head_key = key + HEAD_SUFFIX
     view.is_head = method == b"HEAD"
@@ -130,19 +133,26 @@ def build_view(
         view.wants_new = directives.no_cache or directives.max_age_s is not None or directives.min_fresh_s > 0
     if b"range" in interesting and not view.is_head:
         ranges = interesting[b"range"]
-        view.byte_range = parse_range(ranges[0], interesting.get(b"if-range", [])) if len(ranges) == 1 else None
-        if view.byte_range is None:
+        wanted = parse_range(ranges[0], interesting.get(b"if-range", [])) if len(ranges) == 1 else None
+        if wanted is None:
             view.bypass = b"bypass"
             return view
+        view.byte_range = wanted if wanted != "too many" else None
     if b"if-none-match" in interesting or b"if-modified-since" in interesting:
         view.condition = parse_condition(
             interesting.get(b"if-none-match", []), interesting.get(b"if-modified-since", [])
         )
-    if view.condition is not None or view.byte_range is not None or b"if-range" in interesting:
+    if view.condition is not None or b"range" in interesting or b"if-range" in interesting:
         view.fetch_head = head.replace(
             fields=tuple(field for field in head.fields if field[0] not in _CONDITIONS_ANSWERED_HERE)
         )
-    view.is_plain = not view.is_head and view.directives is None and view.byte_range is None and view.condition is None
+    view.is_plain = (
+        not view.is_head
+        and not view.is_solo
+        and view.directives is None
+        and view.byte_range is None
+        and view.condition is None
+    )
     return view
 
 

@@ -99,12 +99,23 @@ def test_if_modified_since_counts_only_without_if_none_match():
 )
 def test_a_range_resolves(value, length, expected):
     wanted = parse_range(value, [])
-    assert wanted is not None
+    assert isinstance(wanted, ByteRange)
     assert wanted.resolve(length) == expected
 
 
 @pytest.mark.parametrize(
-    "value", [b"bytes=", b"bytes=-", b"bytes=2-1", b"bytes=0-1,3-4", b"items=0-1", b"0-1", b"bytes=a-b"]
+    "value",
+    [
+        b"bytes=",
+        b"bytes=-",
+        b"bytes=2-1",
+        b"bytes=0-1;3-4",
+        b"bytes=,",
+        b"bytes=0-1,x",
+        b"items=0-1",
+        b"0-1",
+        b"bytes=a-b",
+    ],
 )
 def test_other_ranges_are_not_for_us(value):
     assert parse_range(value, []) is None
@@ -112,7 +123,10 @@ def test_other_ranges_are_not_for_us(value):
 
 def test_if_range_matches_only_a_strong_tag():
     assert parse_range(b"bytes=0-1", [b'"a"']) == ByteRange(0, 1, 0, b'"a"')
-    for weak in (b'W/"a"', b"Sun, 06 Nov 1994 08:49:37 GMT", b"a"):
+    assert parse_range(b"bytes=0-1", [b"Sun, 06 Nov 1994 08:49:37 GMT"]) == ByteRange(
+        0, 1, if_range_date=b"Sun, 06 Nov 1994 08:49:37 GMT"
+    )
+    for weak in (b'W/"a"', b"a"):
         wanted = parse_range(b"bytes=0-1", [weak])
-        assert wanted is not None
+        assert isinstance(wanted, ByteRange)
         assert wanted.never
