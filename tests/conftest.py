@@ -10,12 +10,17 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support.kube_binaries import Binaries, NotHere, find_or_build
 from support.node import what_is_missing_for_a_node
 
 HERE = Path(__file__).parent
+
+# No test depends on speed: a busy machine may take its time for one example.
+hypothesis.settings.register_profile("edgetun", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("edgetun")
 
 LAYERS = ("unit", "golden", "conformance", "component", "browser", "fault", "cluster", "e2e")
 TIME_LIMIT_S = {"cluster": 180, "e2e": 900}  # the first test of a layer starts the cluster, too

@@ -132,13 +132,14 @@ class ResponseHead:
     sent one; without it the front chooses the framing.
     """
 
-    __slots__ = ("fields", "h1", "status", "view", "wire")
+    __slots__ = ("fields", "h1", "h2", "status", "view", "wire")
 
     def __init__(self, status: int, fields: Fields) -> None:
         self.status = status
         self.fields = fields
         # Prepared forms.
         self.h1: object | None = None
+        self.h2: object | None = None
         self.wire: bytes | None = None
         self.view: object | None = None
 

@@ -40,7 +40,12 @@ class MalformedMessage(ProtocolError):
 
 
 class RequestRefused(ProtocolError):
-    """A request that is understood and not served; `status` is the answer."""
+    """A request that is understood and not served; `status` is the answer.
+
+    `is_head` is for whoever read the fields to set when the method was HEAD: the answer then has no body.
+    """
+
+    is_head = False
 
     def __init__(self, message: str, *, status: int, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)

@@ -20,7 +20,7 @@ from edgetun_core.errors import ConfigError
 from edgetun_core.memo import Memo
 from edgetun_core.pki import DevelopmentCA, ServerIdentity, certificates_der
 
-ALPN_PROTOCOLS: Final = ("http/1.1",)
+ALPN_PROTOCOLS: Final = ("h2", "http/1.1")
 """What the TLS front speaks, in order of preference."""
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from edgetun_core.http.exchange import Handler
 from edgetun_core.http.h1 import H1Limits, ParsedRequest
+from edgetun_core.http.h2 import H2Limits
+from edgetun_core.http.message import Fields
+from edgetun_core.http.multiplexed import ReceivedRequest
 from edgetun_core.memo import Memo
 
 _REMEMBERED_BLOCK_BYTES = 4 * 1024
@@ -21,6 +24,8 @@ class FrontLimits:
     """Bounds on visitors' connections. Times are in seconds; each is met within one `sweep_s`."""
 
     h1: H1Limits = field(default_factory=H1Limits)
+    """Bounds on a head; they hold for every version."""
+    h2: H2Limits = field(default_factory=H2Limits)
     max_connections: int = 15_000
     """Per front; beyond it the longest idle connection makes room, and when none is idle the newcomer gets 503."""
     max_connections_per_address: int = 2_000
@@ -28,7 +33,7 @@ class FrontLimits:
     keep_alive_s: float = 75.0
     """A connection without a request, first or next."""
     head_s: float = 10.0
-    """From the first byte of a head to its last; beyond it 408."""
+    """From the first byte of a head to its last; beyond it 408. HTTP/2: also the preface and each frame about the connection."""
     body_progress_s: float = 30.0
     """The longest silence within a request's body while we read; beyond it 408."""
     write_stall_s: float = 60.0
@@ -42,7 +47,11 @@ class FrontLimits:
     pipelined_bytes: int = 64 * 1024
     """What is held of requests behind the one in flight; beyond it the connection is not read."""
     held_bytes: int = 48 * 1024 * 1024
-    """Unfinished heads and pipelined requests of all connections of a front together; beyond it 503."""
+    """Unfinished heads, pipelined requests and bodies that came while paused, of all connections of a front together;
+    beyond it 503, or a reset of the stream that brings more."""
+    queued_bytes: int = 128 * 1024 * 1024
+    """Responses that wait for HTTP/2 visitors' windows, of all connections of a front together; beyond it those who write are
+    paused sooner, and visitors who take nothing are dropped."""
     drained_body_bytes: int = 256 * 1024
     """What is read and dropped of a request's body after its response; beyond it the connection closes."""
 
@@ -57,6 +66,9 @@ class FrontCounters:
         "connections_open",
         "connections_refused",
         "connections_total",
+        "h2_connections",
+        "h2_connections_broken",
+        "h2_streams_reset",
         "requests_malformed",
         "requests_timed_out",
         "responses",
@@ -70,6 +82,9 @@ class FrontCounters:
         self.connections_total = 0
         self.connections_refused = 0
         self.connections_evicted = 0
+        self.h2_connections = 0
+        self.h2_connections_broken = 0
+        self.h2_streams_reset = 0
         self.requests_malformed = 0
         self.requests_timed_out = 0
         self.responses = [0, 0, 0, 0, 0, 0]
@@ -124,6 +139,27 @@ class RequestMemo(Memo[bytes, ParsedRequest]):
 
     def put(self, key: bytes, value: ParsedRequest) -> None:
         self._weight += 600 + 2 * len(key) + _BYTES_PER_FIELD * len(value.head.fields)
+        if self._weight > _REMEMBERED_BYTES:
+            self._weight = 0
+            self._old = self._young
+            self._young = {}
+        super().put(key, value)
+
+
+class FieldsMemo(Memo[Fields, ReceivedRequest]):
+    """Request heads of multiplexed versions by their decoded fields, one memo per front; bounded as `RequestMemo` is."""
+
+    __slots__ = ("_weight",)
+
+    def __init__(self) -> None:
+        super().__init__(capacity=8192)
+        self._weight = 0
+
+    def put(self, key: Fields, value: ReceivedRequest) -> None:
+        size = value.head.size_bytes()
+        if size > _REMEMBERED_BLOCK_BYTES:
+            return
+        self._weight += 600 + 2 * size + 2 * _BYTES_PER_FIELD * len(key)
         if self._weight > _REMEMBERED_BYTES:
             self._weight = 0
             self._old = self._young

@@ -1,4 +1,4 @@
-"""How long a visitor's connection may be silent in each of its phases, and which one makes room for another.
+"""How long a visitor's HTTP/1.1 connection may be silent in each of its phases, and which one makes room for another.
 
 Called from the front's sweep for every connection, so the common phase, an idle connection, costs a comparison or two.
 """
@@ -13,7 +13,7 @@ from edgetun_exitnode.front.h1_exchange import RAW
 if TYPE_CHECKING:
     from edgetun_exitnode.front.h1 import H1Connection
 
-_SLOW_GRACE_S: Final = 5.0
+SLOW_GRACE_S: Final = 5.0
 """A silent body or a stalled reader may be put out for others only after this long."""
 
 
@@ -67,4 +67,4 @@ def evictability(connection: H1Connection, now: float) -> float:
     waits = connection.write_paused or (
         exchange is not None and not exchange.request_done and exchange.mode < RAW and not connection.read_paused
     )
-    return silent_s - _SLOW_GRACE_S if waits and silent_s > _SLOW_GRACE_S else 0.0
+    return silent_s - SLOW_GRACE_S if waits and silent_s > SLOW_GRACE_S else 0.0

@@ -16,9 +16,12 @@ from edgetun_core.errors import Cancelled, EdgetunError
 from edgetun_core.http.exchange import CLOSED
 from edgetun_core.http.h1 import H1Error, ParsedRequest, has_bare_line_end, parse_request
 from edgetun_exitnode.front.connection import BY_HANDLER, BY_PIPELINE, BY_WRITING, VisitorConnection
+from edgetun_exitnode.front.deadlines import check_deadline, evictability
 from edgetun_exitnode.front.h1_exchange import BY_CLOSE, NO_BODY, RAW, H1Exchange
 from edgetun_exitnode.front.pages import build_problem
 
+_H2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"
+"""How a client begins who knows that HTTP/2 is spoken here (RFC 9113 §3.3)."""
 _PIPELINED_AT_ONCE: Final = 64
 """Requests answered in one go before the loop gets a turn."""
 
@@ -205,6 +208,9 @@ class H1Connection(VisitorConnection):
                 try:
                     parsed = parse_request(block, front.scheme, front.h1_limits)
                 except H1Error as error:
+                    if block == _H2_PREFACE and front.takes_h2_unasked:
+                        front.become_h2(self, data[at - len(block) :])
+                        return
                     front.counters.requests_malformed += 1
                     self.refuse(error, None, block)
                     return
@@ -308,6 +314,14 @@ class H1Connection(VisitorConnection):
             self._fail_request(self.exchange, error)
         else:
             self.refuse(error, None, bytes(self.held or b""))
+
+    # What the front asks of every version's connections.
+
+    def check_deadline(self, now: float) -> None:
+        check_deadline(self, now)
+
+    def evictability(self, now: float) -> float:
+        return evictability(self, now)
 
     # The end of an exchange, as it tells.
 

@@ -14,12 +14,13 @@ from email.utils import formatdate
 from typing import Final
 
 from edgetun_core.errors import LimitExceeded
+from edgetun_core.http.h2.hpack import render_field
 from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.certificates import CertificateStore
-from edgetun_exitnode.front.context import FrontContext, RequestMemo
-from edgetun_exitnode.front.deadlines import check_deadline, evictability
+from edgetun_exitnode.front.context import FieldsMemo, FrontContext, RequestMemo
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
+from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.listening import bind_sockets
 
 BACKLOG: Final = 4096
@@ -27,6 +28,9 @@ _REFUSED_AT_ONCE: Final = 512
 """Refused connections that are read out politely at one time; beyond it they are dropped without a word."""
 _EVICTED_TOGETHER: Final = 256
 """One search for idle connections finds this many, so that a flood of newcomers does not search each time."""
+
+
+AnyConnection = H1Connection | H2Connection
 
 
 class FrontFull(LimitExceeded):
@@ -42,6 +46,7 @@ class Front:
     scheme = b"http"
     checks_host = False
     can_half_close = True
+    takes_h2_unasked = True
 
     def __init__(self, context: FrontContext, sockets: list[socket.socket]) -> None:
         self.context = context
@@ -49,17 +54,20 @@ class Front:
         self.h1_limits = context.limits.h1
         self.counters = context.counters
         self.known = RequestMemo()
+        self.known_fields = FieldsMemo()
         self.now = context.clock()
         self.date_line = b""
+        self.date_block = b""
         self.draining = False
         self.held_bytes = 0
-        self.connections: set[H1Connection] = set()
+        self.queued_bytes = 0
+        self.connections: set[AnyConnection] = set()
         self._loop = asyncio.get_running_loop()
         self._by_address: dict[bytes | str, int] = {}
         self._locals: dict[str, tuple[str, int]] = {}
-        self._unflushed: list[H1Exchange] = []
+        self._unflushed: list[H1Exchange | H2Connection] = []
         self._unpumped: deque[H1Connection] = deque()
-        self._evictable: list[H1Connection] = []
+        self._evictable: list[AnyConnection] = []
         self._searched_at = -1.0
         self._refused = 0
         self._servers: list[asyncio.Server] = []
@@ -102,7 +110,22 @@ class Front:
                 self._refused += 1
                 connection.refuse(FrontFull("this edge has too many connections", remedy="try again in a moment"), None)
 
-    def register(self, connection: H1Connection) -> None:
+    def become_h2(self, connection: H1Connection, data: bytes) -> None:
+        """A connection turns out to be of a client who knows that HTTP/2 is spoken here; `data` is what it sent."""
+        transport = connection.transport
+        old = connection.peer
+        connection.drop_held()
+        connection.closing = self.now or 1.0
+        self.connections.discard(connection)
+        peer = Peer(old.address, old.port, old.scheme, b"2", old.sni, old.local)
+        knowing = H2Connection(self, transport, peer)
+        self.connections.add(knowing)
+        transport.set_protocol(knowing)
+        knowing.begin()
+        connection.resume_reading(connection.read_paused)
+        knowing.data_received(data)
+
+    def register(self, connection: AnyConnection) -> None:
         """Counts a connection from here on."""
         high = self.limits.write_buffer_bytes
         connection.transport.set_write_buffer_limits(high=high, low=high // 4)
@@ -112,7 +135,7 @@ class Front:
         self.counters.connections_total += 1
         self.count_address(connection.peer.address)
 
-    def disconnected(self, connection: H1Connection) -> None:
+    def disconnected(self, connection: AnyConnection) -> None:
         """The connection is gone."""
         if connection not in self.connections:
             return
@@ -151,14 +174,14 @@ class Front:
         while True:
             while self._evictable:
                 connection = self._evictable.pop()
-                if connection in self.connections and evictability(connection, self.now) > 0.0:
+                if connection in self.connections and connection.evictability(self.now) > 0.0:
                     self.counters.connections_evicted += 1
                     connection.give_up("the edge needed the connection's place")
                     return True
             if self._searched_at == self.now:
                 return False  # nothing was left at this time; a flood of newcomers must not cost a search each
             candidates = [
-                (silent_s, id(c), c) for c in self.connections if (silent_s := evictability(c, self.now)) > 0.0
+                (silent_s, id(c), c) for c in self.connections if (silent_s := c.evictability(self.now)) > 0.0
             ]
             self._evictable = [connection for _, _, connection in heapq.nlargest(_EVICTED_TOGETHER, candidates)]
             self._evictable.reverse()
@@ -177,8 +200,9 @@ class Front:
 
     # Once a tick, once a second.
 
-    def flush_later(self, exchange: H1Exchange) -> None:
-        """Has the exchange's head written at the end of this loop tick, unless a body comes before."""
+    def flush_later(self, exchange: H1Exchange | H2Connection) -> None:
+        """Has what waits written at the end of this loop tick: an exchange's head unless a body comes before, or all that a
+        multiplexed connection has."""
         if not self._unflushed and not self._unpumped:
             self._loop.call_soon(self._flush)
         self._unflushed.append(exchange)
@@ -207,10 +231,25 @@ class Front:
         self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
         context = self.context
         self.now = now = context.clock()
-        self.date_line = b"date: %b\r\n\r\n" % formatdate(context.wall_clock(), usegmt=True).encode()
+        date = formatdate(context.wall_clock(), usegmt=True).encode()
+        self.date_line = b"date: %b\r\n\r\n" % date
+        self.date_block = render_field(b"date", date)
         self._refused = 0
         for connection in tuple(self.connections):
-            check_deadline(connection, now)
+            connection.check_deadline(now)
+        if self.queued_bytes > self.limits.queued_bytes:
+            self._drop_slow_readers()
+
+    def _drop_slow_readers(self) -> None:
+        """Too much waits to be sent: visitors who take nothing, and for whom most waits, make room."""
+        slow = [
+            c for c in self.connections if isinstance(c, H2Connection) and c.queued_bytes and c.is_stalled(self.now)
+        ]
+        for connection in sorted(slow, key=lambda c: c.queued_bytes, reverse=True):
+            if self.queued_bytes <= self.limits.queued_bytes:
+                break
+            self.counters.connections_evicted += 1
+            connection.give_up("the visitor took too little of what waits for it")
 
     # The end.
 
@@ -284,7 +323,7 @@ def address_key(address: str) -> bytes | str | None:
 
 
 async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port: bool = False) -> Front:
-    """Serves HTTP/1.1 in the clear. Raises OSError when it cannot listen."""
+    """Serves HTTP/1.1, and HTTP/2 to clients that begin with it, in the clear. Raises OSError when it cannot listen."""
     sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)
     front = Front(context, sockets)
     await front.start()
@@ -294,7 +333,7 @@ async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port:
 async def serve_https(
     context: FrontContext, host: str, port: int, certificates: CertificateStore, *, reuse_port: bool = False
 ) -> Front:
-    """Serves HTTP/1.1 over TLS. Raises OSError when it cannot listen."""
+    """Serves HTTP/1.1 and HTTP/2 over TLS. Raises OSError when it cannot listen."""
     from edgetun_exitnode.front.tls import TlsFront  # a node without HTTPS needs no TLS
 
     sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)

@@ -1,4 +1,4 @@
-"""The TLS front: handshakes under our own count and deadline, then HTTP/1.1 as on the plain front.
+"""The TLS front: handshakes under our own count and deadline, then HTTP/2 or HTTP/1.1 as was agreed (ALPN).
 
 Connections are accepted here and not by the loop's server, which says nothing of a handshake under way: so each takes a counted
 place from its first packet and can be dropped. That is the one task a visitor's connection costs, and it ends with the
@@ -17,6 +17,7 @@ from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.certificates import CertificateStore, handshaking, sni_of
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.h1 import H1Connection
+from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.servers import BACKLOG, Front, normalise_address, peer_of
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class TlsFront(Front):
 
     scheme = b"https"
     checks_host = True
+    takes_h2_unasked = False  # over TLS it is agreed by ALPN or not at all (RFC 9113 §3.2)
     can_half_close = False  # a TLS connection closes as a whole
 
     def __init__(self, context: FrontContext, sockets: list[socket.socket], certificates: CertificateStore) -> None:
@@ -112,8 +114,16 @@ class TlsFront(Front):
         transport = connection.transport
         address, port = peer_of(transport)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        connection.peer = Peer(address, port, b"https", b"1.1", sni_of(tls), self.local_of(transport))
-        self.register(connection)
+        is_h2 = tls is not None and tls.selected_alpn_protocol() == "h2"
+        peer = Peer(address, port, b"https", b"2" if is_h2 else b"1.1", sni_of(tls), self.local_of(transport))
+        if is_h2:
+            agreed = H2Connection(self, transport, peer)
+            transport.set_protocol(agreed)
+            self.register(agreed)
+            agreed.begin()
+        else:
+            connection.peer = peer
+            self.register(connection)
 
     def approves(self, peer: Peer, authority: bytes) -> bool:
         """RFC 9110 §7.4: a host other than the one the connection was made for only if one certificate vouches for both."""

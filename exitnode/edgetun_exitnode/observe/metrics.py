@@ -66,6 +66,15 @@ def _front(node: ExitNode) -> Iterator[Metric]:
     traffic.add_metric(["in"], counters.bytes_in)
     traffic.add_metric(["out"], counters.bytes_out)
     yield traffic
+    yield _counter("edgetun_http2_connections", "Visitors' connections that spoke HTTP/2.", counters.h2_connections)
+    yield _counter(
+        "edgetun_http2_connections_broken",
+        "HTTP/2 connections ended for what the visitor did against the rules or the limits.",
+        counters.h2_connections_broken,
+    )
+    yield _counter(
+        "edgetun_http2_streams_reset", "HTTP/2 requests that the visitor cancelled.", counters.h2_streams_reset
+    )
     yield _counter("edgetun_tls_handshakes", "TLS handshakes done.", counters.tls_handshakes)
     yield _counter("edgetun_tls_handshake_failures", "TLS handshakes failed.", counters.tls_handshake_failures)
     yield _counter("edgetun_requests_without_tunnel", "For no known host.", node.router.requests_without_tunnel)

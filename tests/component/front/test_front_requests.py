@@ -411,7 +411,7 @@ async def test_a_failure_in_the_same_tick_as_the_head_is_still_a_page(
         (b"GET / HTTP/1.1\nHost: a\n\n", 400),
         (b"nonsense\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 501),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET /" + b"a" * 9000, 414),

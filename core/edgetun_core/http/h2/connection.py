@@ -44,6 +44,7 @@ from edgetun_core.http.multiplexed import UNKNOWN_LENGTH, MalformedMessage, Requ
 
 _KNOWN_BLOCKS: Final = 32
 _KNOWN_BLOCK_BYTES: Final = 1024
+_MOST_SKIPPED: Final = 15
 _SIMPLE: Final = END_HEADERS | END_STREAM
 _unpack = HEADER.unpack_from
 
@@ -60,14 +61,18 @@ class Connection(Controls[S]):
         "_block_stream",
         "_decoder",
         "_known",
-        "_rest",
+        "_skipped",
+        "frames_received",
+        "rest",
     )
 
     def __init__(self, limits: H2Limits, *, is_server: bool) -> None:
         super().__init__(limits, is_server=is_server)
         self._awaits_preface = is_server
         self._awaits_settings = True
-        self._rest = b""
+        self.rest = b""
+        """A frame that is not whole."""
+        self.frames_received = 0
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_parts = 0
@@ -75,6 +80,8 @@ class Connection(Controls[S]):
         self._decoder = BlockDecoder(limits.max_list_bytes)
         # Heads by header block, as long as the dynamic table stays as it is.
         self._known: dict[bytes, Any] = {}
+        # Streams that the peer left out, and so closed without ever opening them.
+        self._skipped: list[range] = []
 
     # For subclasses.
 
@@ -115,14 +122,14 @@ class Connection(Controls[S]):
         if self.failure is not None:
             return
         try:
-            self._receive(self._rest + data if self._rest else data)
+            self._receive(self.rest + data if self.rest else data)
         except ConnectionBroken as error:
             self.fail(error, error.code)
 
     @property
     def is_reading_head(self) -> bool:
         """Whether the peer owes the rest of its preface, of a header block or of a frame."""
-        return self._awaits_settings or self._block is not None or bool(self._rest)
+        return self._awaits_settings or self._block is not None or bool(self.rest)
 
     @property
     def open_limit(self) -> int:
@@ -148,7 +155,7 @@ class Connection(Controls[S]):
             if not data.startswith(PREFACE):
                 if not PREFACE.startswith(data[: len(PREFACE)]):
                     raise ConnectionBroken(Code.PROTOCOL_ERROR, "this is not the preface of HTTP/2 (RFC 9113 §3.4)")
-                self._rest = data
+                self.rest = data
                 return
             self._awaits_preface = False
             at = len(PREFACE)
@@ -176,9 +183,10 @@ class Connection(Controls[S]):
             known = self._known
             if self.failure is not None:
                 return
-        self._rest = data[at:] if at else data
+        self.rest = data[at:] if at else data
 
     def _handle(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        self.frames_received += 0 if kind == CONTINUATION else 1
         if self._awaits_settings:
             if kind != SETTINGS or flags & ACK:
                 raise ConnectionBroken(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS (RFC 9113 §3.4)")
@@ -314,6 +322,8 @@ class Connection(Controls[S]):
             raise ConnectionBroken(Code.PROTOCOL_ERROR, "HEADERS on a stream that no client opens (RFC 9113 §5.1.1)")
         if stream_id <= self.last_peer_id:
             self._decode(block)
+            if any(stream_id in skipped for skipped in self._skipped):
+                raise ConnectionBroken(Code.PROTOCOL_ERROR, "HEADERS on a stream lower than the last (RFC 9113 §5.1.1)")
             self._frame_on_closed(stream_id, "HEADERS")
             return
         received = self._known.get(block)
@@ -353,6 +363,8 @@ class Connection(Controls[S]):
         return False
 
     def _begin(self, stream_id: int, end: bool) -> S:
+        if stream_id != self.last_peer_id + 2:
+            self._skipped = [*self._skipped[-_MOST_SKIPPED:], range(self.last_peer_id + 1, stream_id)]
         self.last_peer_id = stream_id
         stream = self.make_stream()
         stream.begin(stream_id)
