@@ -19,7 +19,7 @@ from edgetun_agent.dialling import AgentSession, Attempt
 from edgetun_agent.endpoints import decide_crowded, decide_endpoint
 from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
 from edgetun_agent.probe import goes_by
-from edgetun_agent.race import UdpMemory, Wanted, decide_transports
+from edgetun_agent.race import Transport, UdpMemory, Wanted, decide_better, decide_transports
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import AuthError, ConfigError, EdgetunError
 from edgetun_core.http.exchange import Handler
@@ -34,6 +34,8 @@ SKEW_WORTH_SAYING_S = 60.0
 MOST_NOTICES = 100
 LEAVE_WITHIN_S = 30.0
 """How long exchanges may go on over a session that a better one replaces."""
+BETTER_THAN_WEBSOCKET_S = 60.0
+"""How long a session in a WebSocket goes on before plain TLS is tried again, where nothing is known of UDP."""
 GOODBYE_S = 1.5
 """How long the last frames may take to leave when the agent stops."""
 
@@ -60,6 +62,7 @@ class Agent:
         quic_engine: str = "qh3",
         sessions: int = LEAST_SESSIONS,
         way: Way | None = None,
+        websocket: Way | None = None,
         rng: random.Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -74,6 +77,7 @@ class Agent:
         self.transport: Wanted = transport
         self.quic_engine = quic_engine
         self.way = way
+        self.websocket = websocket
         self.counters = AgentCounters()
         self.last_error: EdgetunError | None = None
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
@@ -210,13 +214,27 @@ class Agent:
             self._udp = {kept: memory for kept, memory in self._udp.items() if kept in self.endpoints}
         return self._udp.setdefault(endpoint, UdpMemory())
 
-    def attempt(self, endpoint: Endpoint, session_id: str, wanted: Wanted) -> Attempt:
-        """Prepares one race; raises `ConfigError` when the endpoint offers no transport that is wanted."""
-        has_quic = endpoint.quic_port > 0 and (wanted == "quic" or not goes_by(self.way, endpoint))
-        transports = decide_transports(wanted, has_quic, endpoint.tls_port > 0, self.udp(endpoint), monotonic())
+    def has_quic(self, endpoint: Endpoint) -> bool:
+        """Whether QUIC may reach the endpoint: no proxy carries it, unless somebody wants nothing else."""
+        return endpoint.quic_port > 0 and (self.transport == "quic" or not goes_by(self.way, endpoint))
+
+    def attempt(self, endpoint: Endpoint, session_id: str, transports: tuple[Transport, ...] = ()) -> Attempt:
+        """Prepares one race, of those that are wanted unless `transports` says which.
+
+        Raises `ConfigError` when the endpoint offers none of them.
+        """
+        transports = transports or decide_transports(
+            self.transport,
+            self.has_quic(endpoint),
+            endpoint.tls_port > 0,
+            self.udp(endpoint),
+            monotonic(),
+            has_websocket=endpoint.tls_port > 0 and self.websocket is not None,
+        )
         if not transports:
             raise ConfigError(
-                f"exit node {endpoint.host} does not offer transport {wanted}", remedy="choose --transport auto"
+                f"exit node {endpoint.host} does not offer transport {self.transport}",
+                remedy="choose --transport auto",
             )
         return Attempt(
             endpoint,
@@ -228,6 +246,7 @@ class Agent:
             self.sessions_changed,
             self._generation,
             self.way,
+            self.websocket,
         )
 
     def opened(self, attempt: Attempt) -> None:
@@ -240,7 +259,11 @@ class Agent:
         if attempt.won is not None and attempt.won.beat_quic:
             self.counters.fallbacks += 1
             self.udp(session.endpoint).lost_to_tls(monotonic(), self.chance())
-            log.info("QUIC did not open to %s, so this session is on TLS", session.endpoint.host)
+            log.info(
+                "QUIC did not open to %s, so this session is on %s",
+                session.endpoint.host,
+                "TLS" if session.transport == "tls" else "TLS in a WebSocket",
+            )
         elif attempt.won is not None and attempt.won.transport == "quic":
             self.udp(session.endpoint).opened()
         if self._trouble:
@@ -348,7 +371,7 @@ class _Slot:
             endpoint = self.endpoint = agent.choose_endpoint(self)
             attempt: Attempt | None = None
             try:
-                attempt = agent.attempt(endpoint, self.session_id, agent.transport)
+                attempt = agent.attempt(endpoint, self.session_id)
                 session = await attempt.run()
             except EdgetunError as error:
                 agent.failed(endpoint, error)
@@ -372,7 +395,7 @@ class _Slot:
         agent = self._agent
         better = await self._until_over_or_better(session)
         if better is not None:
-            agent.leave_when_done(session, LEAVE_WITHIN_S, "QUIC works again")
+            agent.leave_when_done(session, LEAVE_WITHIN_S, f"{better.transport} works again")
             return await self._hold(better)
         if not session.is_over:
             if session.leaving_for:
@@ -395,39 +418,39 @@ class _Slot:
         return None
 
     async def _until_over_or_better(self, session: AgentSession) -> AgentSession | None:
-        """Waits for the session's end or drain; while it is on TLS, looks now and then whether QUIC works by now."""
+        """Waits for the session's end or drain; while it is not on QUIC, looks now and then whether something better works by now."""
         agent = self._agent
         while True:
-            runner = session.runner
-            may_improve = (
-                agent.transport == "auto"
-                and runner is not None
-                and runner.transport == "tls"
-                and session.endpoint.quic_port > 0
-                and not goes_by(agent.way, session.endpoint)
-            )
+            better: tuple[Transport, ...] = ()
+            if agent.transport == "auto":
+                endpoint = session.endpoint
+                better = decide_better(session.transport, agent.has_quic(endpoint), endpoint.tls_port > 0)
             udp = agent.udp(session.endpoint)
-            wait_s = max(0.1, udp.dead_until - monotonic()) if may_improve and udp.times else None
+            wait_s = None
+            if better and udp.times:
+                wait_s = max(0.1, udp.dead_until - monotonic())
+            elif "tls" in better:
+                wait_s = BETTER_THAN_WEBSOCKET_S
             try:
                 async with asyncio.timeout(wait_s):
                     await session.until(lambda: session.is_over or session.is_draining or bool(session.leaving_for))
                 return None
             except TimeoutError:
                 pass
-            better = await self._try_quic(session.endpoint)
-            if better is not None and not session.is_over:
-                return better
-            if better is not None:
-                agent.leave_when_done(better, 0.0, "not needed")
+            found = await self._try(session.endpoint, better)
+            if found is not None and not session.is_over:
+                return found
+            if found is not None:
+                agent.leave_when_done(found, 0.0, "not needed")
 
-    async def _try_quic(self, endpoint: Endpoint) -> AgentSession | None:
+    async def _try(self, endpoint: Endpoint, transports: tuple[Transport, ...]) -> AgentSession | None:
         agent = self._agent
         session_id = secrets.token_hex(16)
         try:
-            attempt = agent.attempt(endpoint, session_id, "quic")
+            attempt = agent.attempt(endpoint, session_id, transports)
             session = await attempt.run()
         except EdgetunError as error:
-            log.debug("QUIC still does not open to %s: %s", endpoint.host, error)
+            log.debug("%s still does not open to %s: %s", " or ".join(transports), endpoint.host, error)
             agent.udp(endpoint).lost_to_tls(monotonic(), agent.chance())
             return None
         self.session_id = session_id
@@ -454,7 +477,7 @@ def _view(session: AgentSession) -> SessionView:
     return SessionView(
         node=(welcome.node if welcome is not None else "") or session.endpoint.host,
         endpoint=session.endpoint.host,
-        transport=runner.transport,
+        transport=session.transport,
         rtt_s=runner.rtt_s,
         in_flight=runner.in_flight,
         is_draining=session.is_draining,

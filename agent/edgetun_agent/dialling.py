@@ -44,6 +44,7 @@ class AgentSession:
     def __init__(self, endpoint: Endpoint, changed: Callable[[], None]) -> None:
         self.endpoint = endpoint
         self.runner: RacingRunner | None = None
+        self.transport: Transport = "quic"
         self.opened_at = 0.0
         """Monotonic seconds; 0 before the welcome."""
         self.is_draining = False
@@ -137,11 +138,12 @@ class Attempt:
         changed: Callable[[], None],
         generation: int = 0,
         way: Way | None = None,
+        websocket: Way | None = None,
     ) -> None:
         self.generation = generation
         """Which `Agent.reopen` the hello knows of."""
         self._endpoint = endpoint
-        self._way = way
+        self._ways: dict[Transport, Way | None] = {"tls": way, "websocket": websocket}
         self._race = Race(transports)
         self._hello = hello
         self._handler = handler
@@ -217,11 +219,12 @@ class Attempt:
             if self.won is not None:
                 return False
             self.session.runner = runner
+            self.session.transport = transport
             self._tell(Opened(transport))
             return True
 
         runner = RacingRunner(self._hello, self._handler, self.session, claim, self.session.on_link_gone)
-        engine, port = ("tls", endpoint.tls_port) if transport == "tls" else (self._quic_engine, endpoint.quic_port)
+        engine, port = (self._quic_engine, endpoint.quic_port) if transport == "quic" else ("tls", endpoint.tls_port)
         try:
             await dial(
                 engine,
@@ -231,7 +234,7 @@ class Attempt:
                 user=runner,
                 timeout_s=LINK_TIMEOUT_S,
                 server_name=endpoint.server_name or None,
-                way=self._way,
+                way=self._ways.get(transport),
             )
         except EdgetunError as error:
             self._tell(Failed(transport, error))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgetun_agent.by_websocket import WebSocketWay
 from edgetun_agent.connect import Agent
 from edgetun_agent.enroll import AdHocTunnel, ControlRefused, CredentialKeeper, Enrollment, EnrollRequest
 from edgetun_agent.identity import default_state_dir, read_agent_id
@@ -87,6 +88,7 @@ async def _run(settings: AgentSettings, started: float) -> int:
             on_renewed=lambda renewed: _take(renewed, agent, origins, settings, places),
             on_failed=lambda error: _give_up_or_wait(error, agent),
         )
+        websocket = WebSocketWay(lambda host: enrollment.visitors.url(f"[{host}]" if ":" in host else host), proxy)
         agent = Agent(
             endpoints=enrollment.endpoints,
             trust=enrollment.trust,
@@ -103,8 +105,10 @@ async def _run(settings: AgentSettings, started: float) -> int:
             quic_engine=settings.engine,
             sessions=settings.sessions,
             way=proxy,
+            websocket=websocket,
         )
         stack.push_async_callback(agent.close)
+        stack.push_async_callback(websocket.close)
         places = [enrollment.placed]
         agent.start()
         keeping = _keep(keeper, placing, agent)

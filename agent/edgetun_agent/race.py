@@ -10,8 +10,8 @@ from typing import Final, Literal, assert_never
 
 from edgetun_core.errors import EdgetunError
 
-Transport = Literal["quic", "tls"]
-Wanted = Literal["auto", "quic", "tls"]
+Transport = Literal["quic", "tls", "websocket"]
+Wanted = Literal["auto", "quic", "tls", "websocket"]
 
 HEAD_START_S: Final = 2.0
 UDP_DEAD_FIRST_S: Final = 30.0
@@ -177,9 +177,21 @@ class UdpMemory:
 
 
 def decide_transports(
-    wanted: Wanted, has_quic: bool, has_tls: bool, udp: UdpMemory, now: float
+    wanted: Wanted, has_quic: bool, has_tls: bool, udp: UdpMemory, now: float, has_websocket: bool = False
 ) -> tuple[Transport, ...]:
-    """The transports to race for an endpoint, in order; empty when it offers none of those wanted."""
-    quic: tuple[Transport, ...] = ("quic",) if has_quic and wanted != "tls" else ()
-    tls: tuple[Transport, ...] = ("tls",) if has_tls and wanted != "quic" else ()
-    return (*tls, *quic) if udp.is_dead(now) else (*quic, *tls)
+    """The transports to race for an endpoint, in order; empty when it offers none of those wanted.
+
+    A WebSocket costs two encryptions and comes last: when the others failed, or each had its head start.
+    """
+    quic: tuple[Transport, ...] = ("quic",) if has_quic and wanted in ("auto", "quic") else ()
+    tls: tuple[Transport, ...] = ("tls",) if has_tls and wanted in ("auto", "tls") else ()
+    websocket: tuple[Transport, ...] = ("websocket",) if has_websocket and wanted in ("auto", "websocket") else ()
+    return (*tls, *quic, *websocket) if udp.is_dead(now) else (*quic, *tls, *websocket)
+
+
+def decide_better(present: Transport, has_quic: bool, has_tls: bool) -> tuple[Transport, ...]:
+    """The transports that a session on `present` would be better on, the best first."""
+    if present == "quic":
+        return ()
+    quic: tuple[Transport, ...] = ("quic",) if has_quic else ()
+    return (*quic, "tls") if present == "websocket" and has_tls else quic

@@ -34,7 +34,9 @@ class AgentSettings:
     cache_s: float = setting(
         0.0, "Let the exit node keep storable answers of --origin for this long (e.g. 1s).", minimum=0
     )
-    transport: Literal["auto", "quic", "tls"] = setting("auto", "Transport of sessions; auto tries QUIC first.")
+    transport: Literal["auto", "quic", "tls", "websocket"] = setting(
+        "auto", "Transport of sessions; auto tries QUIC first, then TLS, then a WebSocket to the visitors' port."
+    )
     engine: Literal["qh3", "aioquic"] = setting("qh3", "QUIC implementation.")
     proxy: str = setting(
         "",

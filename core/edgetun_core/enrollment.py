@@ -16,6 +16,10 @@ WATCH_PATH = "/v1/watch"
 CA_PATH = "/ca.pem"
 TIME_PATH = "/v1/time"
 
+WEBSOCKET_PATH = "/.well-known/edgetun-session"
+WEBSOCKET_PROTOCOL = "edgetun.1"
+"""Where exit nodes take sessions in a WebSocket on the visitors' ports, and the subprotocol that says so."""
+
 UNREADABLE = (ValueError, RecursionError)
 """What msgspec raises for text it cannot read: besides its own errors (all `ValueError`s) those for bad UTF-8 and deep nesting."""
 

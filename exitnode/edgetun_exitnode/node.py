@@ -34,6 +34,7 @@ from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeader
 from edgetun_exitnode.pipeline.limits import LimitStage
 from edgetun_exitnode.pipeline.router import PlanBuilder, RouteChain, Router
 from edgetun_exitnode.sessions.acceptor import SessionAcceptor
+from edgetun_exitnode.sessions.door import Door
 from edgetun_exitnode.sessions.registry import SessionRegistry
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ class ExitNode:
             tls = await listen("tls", host, port, identity=identity, accept=accept, other_protocols=other_protocols)
             self.listeners.append(tls)
             port = tls.port
+            self.router.door = Door(host, port, self.limits.max_sessions)
             if quic_engine == "none":
                 return port, 0
             quic = await listen(quic_engine, host, port, identity=identity, accept=accept)

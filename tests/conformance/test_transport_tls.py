@@ -244,3 +244,17 @@ async def test_visitors_may_be_shown_another_certificate_by_name(place: Place) -
     await RawConnection(reader, writer).close()
     await place.pair()
     await place.pair(server_name="shop.example")
+
+
+async def test_a_bulk_lane_that_comes_while_the_link_closes_does_not_join(place: Place) -> None:
+    """Its loss would reach the dialler before the reason of the close."""
+    await place.listen()
+    link_id, token = os.urandom(16), os.urandom(32)
+    regular, bulk = await RawConnection.open(place), await RawConnection.open(place)
+    regular.preamble(tls.REGULAR, link_id, token)
+    await eventually(lambda: place.accepted and place.accepted[0].link is not None)
+    place.accepted[0].link.close(4, "no")
+    bulk.preamble(tls.BULK, link_id, token)
+    assert await bulk.is_dropped(), "it was told that it had joined"
+    await regular.close()
+    await bulk.close()

@@ -93,6 +93,11 @@ class TlsLink:
         return len(self._writers)
 
     @property
+    def is_closing(self) -> bool:
+        """Whether the end of the link has been said, by either side."""
+        return self._closing
+
+    @property
     def bulk_from(self) -> int:
         return BULK
 

@@ -138,7 +138,9 @@ class TlsListener:
             self._early_bulk[link_id] = connection
 
     def _join_bulk(self, connection: _AcceptedConnection, link: TlsLink, token: bytes) -> None:
-        if link.lanes != BULK or not hmac.compare_digest(link.token, token):
+        # A lane that joins a link on its way out would be told so and lost at once, and its loss would reach the dialler before
+        # the reason of the close, which is under way on lane 0.
+        if link.is_closing or link.lanes != BULK or not hmac.compare_digest(link.token, token):
             connection.drop()
         else:
             connection.become(link, BULK)

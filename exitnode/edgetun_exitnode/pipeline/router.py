@@ -17,6 +17,8 @@ from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.snapshot import RouteRule, Snapshot, TunnelRule
 from edgetun_exitnode.observe.counters import TunnelCounters
 from edgetun_exitnode.pipeline.answer import answer, refuse
+from edgetun_exitnode.sessions.door import TARGET as DOOR_TARGET
+from edgetun_exitnode.sessions.door import Door
 
 OpenFunction = Callable[[RequestHead, Peer, bool, ResponseSink], RequestSink]
 
@@ -155,12 +157,15 @@ def _decode_unreserved(match: re.Match[bytes]) -> bytes:
 class Router:
     """The handler every front calls; `table` is swapped when a snapshot arrives."""
 
-    __slots__ = ("https_port", "requests_without_tunnel", "table")
+    __slots__ = ("door", "door_counters", "https_port", "requests_without_tunnel", "table")
 
     def __init__(self, https_port: int = 443) -> None:
         self.table = RouteTable(0, {})
         self.https_port = https_port
         self.requests_without_tunnel = 0
+        self.door: Door | None = None
+        """Takes agents' sessions in WebSockets, when there is a tunnel port to lead them to."""
+        self.door_counters = TunnelCounters()
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         view = head.view
@@ -176,6 +181,8 @@ class Router:
         return found.open(head, peer, end, client)
 
     def _find(self, head: RequestHead) -> _View | None:
+        if head.protocol is not None and head.target == DOOR_TARGET and self.door is not None:
+            return _View(self.table, self.door.open, self.door_counters)
         tunnel = self.table.find(host_of(head.authority))
         if tunnel is None:
             return None

@@ -20,6 +20,7 @@ from edgetun_agent.race import (
     UdpMemory,
     WaitUntil,
     Won,
+    decide_better,
     decide_transports,
 )
 from edgetun_core.errors import UpstreamUnreachable
@@ -160,3 +161,16 @@ def test_transports_are_those_wanted_and_offered_and_tls_first_while_udp_is_dead
     assert decide_transports("quic", True, True, dead, 5.0) == ("quic",)
     assert decide_transports("tls", True, True, fresh, 5.0) == ("tls",)
     assert decide_transports("quic", False, True, fresh, 5.0) == ()
+    assert decide_transports("auto", True, True, fresh, 5.0, has_websocket=True) == ("quic", "tls", "websocket")
+    assert decide_transports("auto", True, True, dead, 5.0, has_websocket=True) == ("tls", "quic", "websocket")
+    assert decide_transports("websocket", True, True, fresh, 5.0, has_websocket=True) == ("websocket",)
+    assert decide_transports("tls", True, True, fresh, 5.0, has_websocket=True) == ("tls",)
+
+
+def test_a_session_looks_only_for_what_is_better_than_its_own_transport() -> None:
+    assert decide_better("quic", True, True) == ()
+    assert decide_better("tls", True, True) == ("quic",)
+    assert decide_better("tls", False, True) == ()
+    assert decide_better("websocket", True, True) == ("quic", "tls")
+    assert decide_better("websocket", False, True) == ("tls",)
+    assert decide_better("websocket", False, False) == ()
