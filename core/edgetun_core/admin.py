@@ -2,23 +2,26 @@
 
 Threads: requests are answered on the server's threads while the event loop runs on; `collect` and `ready` are called
 there, so they only read (plain ints, small dicts) and never touch a transport. `prometheus_client` is imported by `start_admin`:
-call that once the process is ready, so that it does not cost start-up time. Loopback or a cluster's inside only: there is
-no authentication.
+call that once the process is ready, so that it does not cost start-up time. Loopback or a cluster's inside only: what can be
+read needs no authentication. What changes something (`Actions`) is a POST with the secret of `Actions.token`, and runs on the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from edgetun_core.errors import AddressUnavailable, ConfigError
+from edgetun_core.errors import AddressUnavailable, ConfigError, EdgetunError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -32,6 +35,7 @@ MAX_CONCURRENT = 8
 REQUEST_TIMEOUT_S = 10.0
 LOOP_PATIENCE_S = 2.0
 """How long the event loop may take to react before `/healthz` calls it stuck."""
+MAX_ACTION_BYTES = 1 << 20
 _COLLECT_TRIES = 4
 
 Collect = Callable[[], "Iterable[Metric]"]
@@ -54,7 +58,19 @@ class AdminServer:
         self._thread.join(REQUEST_TIMEOUT_S)
 
 
-def start_admin(host: str, port: int, collect: Collect, ready: Ready) -> AdminServer:
+Action = Callable[[bytes], dict[str, Any]]
+"""What a POST does: takes its body, is called on the event loop, returns what is told as JSON. Raises EdgetunError for a wrong body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What may be done by POST, by path; `token` is the secret that must come as `Authorization: Bearer`."""
+
+    token: str
+    by_path: Mapping[str, Action]
+
+
+def start_admin(host: str, port: int, collect: Collect, ready: Ready, actions: Actions | None = None) -> AdminServer:
     """Listens on `host:port` (0 takes a free port) and answers from `collect` and `ready`, both called on other threads.
 
     `ready` returns whether the process should get traffic, and a JSON-able dict that says why or why not. When called on a
@@ -65,7 +81,7 @@ def start_admin(host: str, port: int, collect: Collect, ready: Ready) -> AdminSe
     except RuntimeError:
         loop = None
     try:
-        server = _Server((host, port), _application(collect, ready, loop))
+        server = _Server((host, port), _application(collect, ready, loop, actions))
     except OSError as error:
         if isinstance(error, socket.gaierror):
             raise ConfigError(
@@ -105,7 +121,9 @@ def build_registry(collect: Collect) -> CollectorRegistry:
     return registry
 
 
-def _application(collect: Collect, ready: Ready, loop: asyncio.AbstractEventLoop | None) -> WSGIApplication:
+def _application(
+    collect: Collect, ready: Ready, loop: asyncio.AbstractEventLoop | None, actions: Actions | None
+) -> WSGIApplication:
     from prometheus_client.exposition import make_wsgi_app
 
     metrics = make_wsgi_app(build_registry(collect))
@@ -124,6 +142,9 @@ def _application(collect: Collect, ready: Ready, loop: asyncio.AbstractEventLoop
 
     def application(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
+        action = actions.by_path.get(path) if actions is not None else None
+        if actions is not None and action is not None and loop is not None:
+            return answer(start, *_act(actions, action, environ, loop))
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             return answer(start, "405 Method Not Allowed", {"error": "only GET is answered here"})
         match path:
@@ -141,6 +162,39 @@ def _application(collect: Collect, ready: Ready, loop: asyncio.AbstractEventLoop
         return answer(start, "404 Not Found", {"error": "see /metrics, /healthz and /readyz"})
 
     return application
+
+
+def _act(
+    actions: Actions, action: Action, environ: WSGIEnvironment, loop: asyncio.AbstractEventLoop
+) -> tuple[str, dict[str, Any]]:
+    """Runs an action for who knows the secret."""
+    if environ.get("REQUEST_METHOD") != "POST":
+        return "405 Method Not Allowed", {"error": "this wants a POST"}
+    scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), actions.token.encode()):
+        return "401 Unauthorized", {"error": "this wants the admin token of this process as Authorization: Bearer"}
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if not length.isdecimal() or int(length) > MAX_ACTION_BYTES:
+        return "413 Content Too Large", {"error": f"the body may have {MAX_ACTION_BYTES} bytes"}
+    body = environ["wsgi.input"].read(int(length))
+    done: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(action(body))
+        except Exception as error:  # noqa: BLE001 - told to who asked, which logs it
+            done.set_exception(error)
+
+    try:
+        loop.call_soon_threadsafe(run)
+        return "200 OK", done.result(REQUEST_TIMEOUT_S)
+    except EdgetunError as error:
+        return "400 Bad Request", {"error": str(error)}
+    except (TimeoutError, RuntimeError):
+        return "503 Service Unavailable", {"error": "the event loop is stuck or closed"}
+    except Exception:
+        log.exception("an admin action failed")
+        return "500 Internal Server Error", {"error": "it failed; the log says how"}
 
 
 def _reacts(loop: asyncio.AbstractEventLoop) -> bool:
@@ -198,4 +252,4 @@ class _Handler(WSGIRequestHandler):
         log.debug(format, *args)
 
 
-__all__ = ["AdminServer", "build_registry", "start_admin"]
+__all__ = ["Actions", "AdminServer", "build_registry", "start_admin"]

@@ -84,10 +84,10 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
         log.info("ready in %.2f s", seconds_since_start(started))
         settle()
         if settings.metrics:
-            from edgetun_core.admin import start_admin
+            from edgetun_exitnode.observe.admin import start_exit_node_admin
 
             host, port = parse_host_port(settings.metrics, "--metrics")
-            admin = start_admin(host, port, lambda: _collect(node), node.readiness)
+            admin = start_exit_node_admin(host, port, node, lambda: _collect(node), settings.state)
         stopping = asyncio.create_task(signals.wait(), name="stop signal")
         await asyncio.wait((follower, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

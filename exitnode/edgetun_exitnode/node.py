@@ -16,8 +16,10 @@ from edgetun_core.errors import ConfigError, Draining
 from edgetun_core.http.exchange import Handler
 from edgetun_core.http.h1 import H1Limits
 from edgetun_core.pki import ServerIdentity
+from edgetun_core.purge import PurgeOrder, PurgeReport
 from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, TunnelRule
 from edgetun_core.transport.engines import Listener, listen
+from edgetun_exitnode.cache.purge import purge
 from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Store
@@ -113,6 +115,17 @@ class ExitNode:
             self.mesh.retain(rule.id for rule in snapshot.tunnels)
         for gone in [tunnel for tunnel in self.cache_stats if tunnel not in self.router.table.plans]:
             del self.cache_stats[gone]
+
+    def purge(self, order: PurgeOrder) -> PurgeReport:
+        """Takes responses out of this node's cache; another node's are that node's."""
+
+        def find(host: bytes) -> TunnelRule | None:
+            plan = self.router.table.find(host)
+            return plan.rule if plan is not None else None
+
+        report = purge(self.store, order, find, self._clock())
+        log.info("purged %d stored responses", report.purged)
+        return report
 
     def _build_route(self, tunnel: TunnelRule, route: RouteRule, counters: TunnelCounters) -> RouteChain:
         """A route's chain, from the last stage to the first; stages it does not need are left out."""

@@ -59,7 +59,7 @@ class ExitNodeSettings:
     quic_engine: Literal["qh3", "aioquic", "none"] = setting("qh3", "QUIC implementation for agents.")
     cache_bytes: int = setting(256 * 1024 * 1024, "Memory for stored responses.", minimum=0)
     max_connections: int = setting(15_000, "Visitors' connections per front.", minimum=1)
-    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     drain_s: float = setting(30.0, "How long requests in flight may take to end when stopped.", minimum=0)
     json: bool = setting(False, "Log as JSON lines.")
     quiet: bool = setting(False, "Log warnings and errors only.")

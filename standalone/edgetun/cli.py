@@ -50,6 +50,11 @@ COMMANDS: dict[str, Command] = {
         "edgetun.compile_command:CompileSettings",
         "edgetun.compile_command:run",
     ),
+    "purge": Command(
+        "take responses out of the cache of a running exit node",
+        "edgetun.purge_command:PurgeSettings",
+        "edgetun.purge_command:run",
+    ),
     "validate": Command("check manifest files", "edgetun.validate:ValidateSettings", "edgetun.validate:run"),
 }
 

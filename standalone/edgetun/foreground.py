@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Protocol
 
+from edgetun.settings import default_state_dir
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.serve import Origins
 from edgetun_core.logs import setup_logging
@@ -56,6 +58,7 @@ class Foreground:
         recent: RecentRequests | None = None,
         origins: Origins | None = None,
         metrics: str = "",
+        state: Path | None = None,
         notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """Shows what happens until somebody asks to stop."""
@@ -67,7 +70,7 @@ class Foreground:
             from edgetun.measures import start_node_admin
 
             host, port = parse_host_port(metrics, "--metrics")
-            admin = start_node_admin(host, port, node, origins)
+            admin = start_node_admin(host, port, node, origins, state or default_state_dir())
             log.info("metrics at http://%s:%d/metrics", host, admin.port)
         watcher = asyncio.create_task(self._show(node, urls, recent, origins, notes), name="display")
         stopping = asyncio.create_task(self.signals.wait(), name="stop signal")

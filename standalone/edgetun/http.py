@@ -38,7 +38,12 @@ async def _run(settings: HttpSettings) -> int:
             )
             urls = [(url, origin.url) for url in edge.urls(hostname)]
             await shown.serve(
-                edge.node, lambda: urls, recent=edge.recent, origins=edge.origins, metrics=settings.metrics
+                edge.node,
+                lambda: urls,
+                recent=edge.recent,
+                origins=edge.origins,
+                metrics=settings.metrics,
+                state=settings.state,
             )
             await edge.drain(settings.drain_s)
         finally:

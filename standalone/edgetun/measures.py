@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgetun_core.admin import AdminServer, start_admin
+from edgetun_core.admin import AdminServer
+from edgetun_exitnode.observe.admin import start_exit_node_admin
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
     from edgetun_exitnode.node import ExitNode
 
 
-def start_node_admin(host: str, port: int, node: ExitNode, origins: Origins | None) -> AdminServer:
-    """Serves /metrics, /healthz and /readyz."""
+def start_node_admin(host: str, port: int, node: ExitNode, origins: Origins | None, state: Path) -> AdminServer:
+    """Serves /metrics, /healthz, /readyz, and purges."""
 
     def collect() -> Iterable[Metric]:
         from edgetun_exitnode.observe.metrics import collect_exit_node
@@ -26,7 +28,4 @@ def start_node_admin(host: str, port: int, node: ExitNode, origins: Origins | No
 
             yield from collect_origins(origins)
 
-    def ready() -> tuple[bool, dict[str, Any]]:
-        return node.readiness()
-
-    return start_admin(host, port, collect, ready)
+    return start_exit_node_admin(host, port, node, collect, state)

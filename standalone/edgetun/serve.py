@@ -71,6 +71,7 @@ async def _run(settings: ServeSettings) -> int:
                 node,
                 lambda: _urls(node),
                 metrics=settings.metrics,
+                state=settings.state,
                 notes=lambda: start_here[: 1 if node.registry.sessions else 2],
             )
             await node.drain(settings.drain_s)

@@ -38,7 +38,7 @@ class HttpSettings:
     listen: str = setting("127.0.0.1", "Address to listen on.")
     http_port: int = setting(8080, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(8443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
-    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     state: Path | None = setting(None, "Folder for the development CA. Default: ~/.local/share/edgetun.")
     drain_s: float = setting(10.0, "How long requests in flight may take to end after Ctrl-C.", minimum=0)
     json: bool = setting(False, "Log as JSON lines.")
@@ -60,7 +60,7 @@ class UpSettings:
     listen: str = setting("127.0.0.1", "Address to listen on.")
     http_port: int = setting(8080, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(8443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
-    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     state: Path | None = setting(None, "Folder for the development CA. Default: ~/.local/share/edgetun.")
     watch: bool = setting(True, "Take changes of the files without a restart.")
     drain_s: float = setting(10.0, "How long requests in flight may take to end after Ctrl-C.", minimum=0)
@@ -86,7 +86,7 @@ class ServeSettings:
     certificate: tuple[str, ...] = setting(
         (), "CERT.pem:KEY.pem for visitors, chosen by their names; reloaded when they change.", metavar="CERT:KEY"
     )
-    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     state: Path | None = setting(None, "State folder. Default: ~/.local/share/edgetun.")
     quic_engine: Literal["qh3", "aioquic", "none"] = setting("qh3", "QUIC implementation for agents.")
     drain_s: float = setting(30.0, "How long requests in flight may take to end when stopped.", minimum=0)

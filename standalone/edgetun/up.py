@@ -50,7 +50,12 @@ async def _run(settings: UpSettings, snapshot: Snapshot, certificates: tuple[tup
                 follower = asyncio.create_task(_follow(edge, settings), name="follow the manifests")
                 follower.add_done_callback(lambda task: shown.signals.stop() if not task.cancelled() else None)
             await shown.serve(
-                edge.node, lambda: _urls(edge), recent=edge.recent, origins=edge.origins, metrics=settings.metrics
+                edge.node,
+                lambda: _urls(edge),
+                recent=edge.recent,
+                origins=edge.origins,
+                metrics=settings.metrics,
+                state=settings.state,
             )
             await edge.drain(settings.drain_s)
         finally:

@@ -33,6 +33,11 @@ MAX_VARIANTS: Final = 32
 IN_FLIGHT_WITHOUT_STORE_BYTES: Final = 64 * 1024 * 1024
 KEPT_FOR_VALIDATION_S: Final = 86_400.0
 """How long beyond its use a response with a validator is kept when nobody asks for it: a 304 makes it fresh again."""
+MAX_TAGS: Final = 128
+MAX_TAG_BYTES: Final = 1024
+"""Further and longer tags of a response are not heeded."""
+TAG_OVERHEAD_BYTES: Final = 250
+_TAG_FIELDS: Final = {b"surrogate-key": b" ", b"cache-tag": b","}
 _MEMORY: Final = 8192
 """How many keys' Vary and invalidations are remembered."""
 _NEVER: Final = float("-inf")
@@ -40,8 +45,23 @@ _NOT_RENDERED: Final = ResponseHead(200, ())
 
 
 def fields_bytes(fields: Fields) -> int:
-    """What fields cost."""
-    return sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in fields)
+    """What fields cost, tags with their places in the index."""
+    return sum(
+        len(name) + len(value) * (3 if name in _TAG_FIELDS else 1) + FIELD_OVERHEAD_BYTES for name, value in fields
+    ) + TAG_OVERHEAD_BYTES * len(response_tags(fields))
+
+
+def response_tags(fields: Fields) -> tuple[bytes, ...]:
+    """The tags by which an origin lets responses be purged: `Surrogate-Key`, between spaces, and `Cache-Tag`, between commas."""
+    found: dict[bytes, None] = {}
+    for name, value in fields:
+        separator = _TAG_FIELDS.get(name)
+        if separator is not None:
+            for part in value.split(separator):
+                tag = part.strip(b" \t")
+                if tag and len(tag) <= MAX_TAG_BYTES and len(found) < MAX_TAGS:
+                    found[tag] = None
+    return tuple(found)
 
 
 class Entry:
@@ -61,6 +81,7 @@ class Entry:
         "rule",
         "secondary",
         "size_bytes",
+        "tags",
         "tenant",
         "whole",
     )
@@ -74,6 +95,7 @@ class Entry:
         self.response = response
         self.whole: bytes | None = pieces[0] if len(pieces) == 1 else (b"" if not pieces else None)
         self.pieces = pieces
+        self.tags = response_tags(response.fields)
         self.size_bytes = (
             ENTRY_OVERHEAD_BYTES
             + sum(len(piece) + CHUNK_OVERHEAD_BYTES for piece in pieces)
@@ -120,7 +142,7 @@ class Resource:
 class _Shelf:
     """One tenant's entries in order of arrival, and its hand and broom."""
 
-    __slots__ = ("broom", "bucket", "hand", "newest", "oldest", "reserved_bytes", "stored_bytes", "tenant")
+    __slots__ = ("broom", "bucket", "hand", "newest", "oldest", "reserved_bytes", "stored_bytes", "tagged", "tenant")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
@@ -131,8 +153,22 @@ class _Shelf:
         self.newest: Entry | None = None
         self.hand: Entry | None = None
         self.broom: Entry | None = None
+        self.tagged: dict[bytes, dict[Entry, None]] = {}
+        """Entries by tag, for purging."""
+
+    def tag(self, entry: Entry) -> None:
+        for tag in entry.tags:
+            self.tagged.setdefault(tag, {})[entry] = None
+
+    def untag(self, entry: Entry) -> None:
+        for tag in entry.tags:
+            entries = self.tagged[tag]
+            del entries[entry]
+            if not entries:
+                del self.tagged[tag]
 
     def add(self, entry: Entry) -> None:
+        self.tag(entry)
         entry.older = self.newest
         if self.newest is not None:
             self.newest.newer = entry
@@ -142,6 +178,7 @@ class _Shelf:
         self.stored_bytes += entry.size_bytes
 
     def take(self, entry: Entry) -> None:
+        self.untag(entry)
         if self.hand is entry:
             self.hand = entry.newer
         if self.broom is entry:
@@ -292,7 +329,10 @@ class Store:
             return False
         shelf = self._shelves[entry.tenant]
         more_bytes = fields_bytes(response.fields) - fields_bytes(entry.response.fields)
+        shelf.untag(entry)
         entry.response = response
+        entry.tags = response_tags(response.fields)
+        shelf.tag(entry)
         entry.head_until = _NEVER
         entry.asked_again_at = entry.failed_until = _NEVER
         entry.size_bytes += more_bytes
@@ -339,14 +379,28 @@ class Store:
             self._remove_resource(each)
             self._remember_invalidation(each, now)
 
-    def purge_prefix(self, tenant: str, prefix: bytes, now: float) -> int:
-        """Drops all keys of a tenant that begin with `prefix` (see `key.build_prefix`); returns how many entries went.
+    def purge_prefix(self, tenant: str, prefix: bytes | tuple[bytes, ...], now: float) -> int:
+        """Drops all keys of a tenant that begin with `prefix`, or one of them (see `key.build_prefix`); returns how many entries went.
 
         Bodies of the tenant that are under way are not stored either: they may belong to it.
         """
         before = self.entry_count
-        for key in [key for key in self.resources if key.startswith(prefix)]:
-            self._remove_resource(key)
+        shelf = self._shelves.get(tenant)
+        entry = shelf.oldest if shelf is not None else None
+        while entry is not None:
+            newer = entry.newer
+            if entry.resource is not None and entry.resource.key.startswith(prefix):
+                self._unlink(entry)
+            entry = newer
+        self._remember_invalidation(tenant.encode(), now)
+        return before - self.entry_count
+
+    def purge_tag(self, tenant: str, tag: bytes, now: float) -> int:
+        """Drops all responses of a tenant that the origin gave this tag (`response_tags`); returns how many entries went."""
+        before = self.entry_count
+        shelf = self._shelves.get(tenant)
+        for entry in list(shelf.tagged.get(tag, ())) if shelf is not None else ():
+            self._unlink(entry)
         self._remember_invalidation(tenant.encode(), now)
         return before - self.entry_count
 
