@@ -2,10 +2,10 @@
 
 A primary key is one `bytes` (its hash is computed once and kept):
 
-    tenant NUL host target NUL scheme NUL partition [NUL HEAD]
+    tenant NUL host target NUL scheme NUL partition [NUL HEAD | NUL PART]
 
 so that everything of a tenant, of a host or below a path is a prefix. The method is not in it but for responses to a
-forwarded HEAD, which answer other HEADs only; a HEAD is answered from a GET where there is one (RFC 9110 §9.3.2).
+forwarded HEAD, which answer other HEADs only, and to parts, which answer ranges only; a HEAD is answered from a GET where there is one (RFC 9110 §9.3.2).
 `partition` keeps apart what shares a URI but not an answer, such as two origins of one tunnel.
 """
 
@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 from edgetun_core.http.message import RequestHead
 
 HEAD_SUFFIX: Final = b"\0HEAD"
+PART_SUFFIX: Final = b"\0PART"
 
 Secondary = tuple[bytes | None, ...]
 """A request's values of the fields that a response varies on, in the order of their names; None for an absent field."""

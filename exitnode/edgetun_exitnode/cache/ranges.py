@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, overload
 
-from edgetun_exitnode.cache.body import Body
+from edgetun_exitnode.cache.body import ONE_PIECE_BYTES, Body
 
 JOINED_GAP_BYTES: Final = 80
 """A part's head costs about so much, so a smaller gap is sent along (§15.3.7.2)."""
@@ -51,6 +51,24 @@ class _Chunks(Sequence[bytes]):
             return planned
         piece, start, end = planned
         return self._pieces[piece][start:end]
+
+
+def build_part(pieces: Sequence[bytes], start: int, span: Span) -> Body:
+    """A complete body of the bytes of `span`, out of pieces that follow each other from position `start` on."""
+    plan: list[bytes | tuple[int, int, int]] = []
+    position, offset = span[0], start
+    for number, piece in enumerate(pieces):
+        stop = offset + len(piece)
+        while position < stop and position <= span[1]:
+            end = min(span[1] + 1, stop, position + ONE_PIECE_BYTES)
+            plan.append((number, position - offset, end - offset))
+            position = end
+        offset = stop
+    body = Body()
+    body.chunks = _Chunks(pieces, plan)
+    body.total = span[1] - span[0] + 1
+    body.is_complete = True
+    return body
 
 
 def build_multipart(

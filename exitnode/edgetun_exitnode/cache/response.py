@@ -95,6 +95,10 @@ class StoredResponse:
         self._heads: dict[tuple[Use, int], ResponseHead] = {}
         self._heads_until = float("-inf")
 
+    def state_length(self) -> None:
+        """Adds the Content-Length that is known already."""
+        self.fields = (*self.fields, (b"content-length", b"%d" % self.length))
+
     @property
     def can_be_validated(self) -> bool:
         """The origin can be asked whether it still holds (RFC 9111 §4.3.1)."""

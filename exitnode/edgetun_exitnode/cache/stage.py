@@ -54,15 +54,24 @@ from edgetun_exitnode.cache.freshness import (
     decide_freshness,
     decide_storable,
 )
-from edgetun_exitnode.cache.key import QueryFilter, Secondary, build_host, build_invalidated_targets, build_key
+from edgetun_exitnode.cache.key import (
+    PART_SUFFIX,
+    QueryFilter,
+    Secondary,
+    build_host,
+    build_invalidated_targets,
+    build_key,
+)
+from edgetun_exitnode.cache.parts import MAX_SPANS, Part, PartCollector, are_of_one, combine, find_span
 from edgetun_exitnode.cache.passing import PassThrough
-from edgetun_exitnode.cache.ranges import Span, build_multipart
+from edgetun_exitnode.cache.ranges import Span, build_multipart, build_part
 from edgetun_exitnode.cache.response import (
     StoredResponse,
     Use,
     decide_not_modified,
     decide_range,
     gateway_timeout,
+    matches_if_range,
     with_cache_status,
 )
 from edgetun_exitnode.cache.scheduling import Scheduler
@@ -233,6 +242,10 @@ class CacheStage:
         elif self.coordinator.goes_alone(flight_key, now):
             self.stats.alone += 1
             return self.next.open(head, peer, True, self._watch_alone(view, client, flight_key, now))
+        if view.byte_range is not None and not validates and self.may_store:
+            part = self._answer_from_part(view, client, now)
+            if part is not None:
+                return part
         visitor = Visitor(view, peer, client, fwd)
         visitor.may_lead = validates or view.byte_range is None
         self._ask(visitor, flight_key, now)
@@ -450,6 +463,65 @@ class CacheStage:
             reader.pump()
         return None if reader.is_over else reader
 
+    def _answer_from_part(self, view: RequestView, client: ResponseSink, now: float) -> RequestSink | None:
+        """A range that lies within what is stored of a response (RFC 9111 §3.3); None when it does not."""
+        resource = self._resources.get(view.key + PART_SUFFIX)
+        wanted = view.byte_range
+        if resource is None or wanted is None or wanted.more or view.condition is not None:
+            return None
+        entry = resource.variants.get(view.secondary(resource.vary))
+        if entry is None or entry.rule is not self.rule:
+            return None
+        response = entry.response
+        if not isinstance(decide_freshness(response.timing, view.directives, now), Fresh):
+            return None
+        span = wanted.resolve(response.length) if matches_if_range(response, wanted) else None
+        number = find_span(entry.spans, span) if span is not None else None
+        if span is None or number is None:
+            return None
+        self.stats.hits += 1
+        entry.is_used = True
+        reader = Reader(build_part([entry.pieces[number]], entry.spans[number][0], span), client)
+        client.on_head(response.partial(now, "hit", *span), False)
+        reader.start(self.scheduler)
+        return CLOSED if reader.is_over else reader
+
+    def put_part(
+        self, view: RequestView, response: StoredResponse, names: tuple[bytes, ...], part: Part, requested_at: float
+    ) -> None:
+        """Stores a complete part, with what is stored already where they belong together (RFC 9111 §3.4)."""
+        now = self.clock()
+        key = view.key + PART_SUFFIX
+        names = self.store.learn_vary(key, names)
+        secondary = view.secondary(names)
+        resource = self._resources.get(key)
+        present = resource.variants.get(secondary) if resource is not None else None
+        parts: tuple[Part, ...] = (part,)
+        if present is not None and present.rule is self.rule and are_of_one(present.response, response):
+            known = tuple((span[0], piece) for span, piece in zip(present.spans, present.pieces, strict=True))
+            together = combine(known, part)
+            if sum(len(data) for _, data in together) <= self.rule.max_object_bytes and len(together) <= MAX_SPANS:
+                parts = together
+                fields = update_fields(present.response.fields, response.fields, self.wall_clock())
+                response = StoredResponse(200, fields, response.timing, response.length, self.wall_clock())
+        response.key_parameter = self.key_parameter(view)
+        if len(parts) == 1 and len(parts[0][1]) == response.length:
+            if present is not None:
+                self.store.remove(present)
+            response.state_length()
+            whole_names = self.store.learn_vary(view.key, names)
+            entry = Entry(self.tenant, view.secondary(whole_names), self.rule, response, build_pieces([parts[0][1]]))
+            is_stored = self.store.put(view.key, entry, whole_names, requested_at, now)
+        else:
+            entry = Entry(self.tenant, secondary, self.rule, response, [data for _, data in parts])
+            entry.whole = None
+            entry.spans = tuple((first, first + len(data) - 1) for first, data in parts)
+            is_stored = self.store.put(key, entry, names, requested_at, now)
+        if is_stored:
+            self.stats.stores += 1
+        else:
+            self.stats.not_stored += 1
+
     def build_multipart(
         self, response: StoredResponse, pieces: Sequence[bytes], spans: Sequence[Span], now: float, use: Use
     ) -> tuple[ResponseHead, Body]:
@@ -476,6 +548,7 @@ class CacheStage:
         pieces = build_pieces(flight.body.chunks)
         entry = Entry(self.tenant, view.secondary(flight.names), self.rule, response, pieces)
         if self.store.put(flight.key, entry, flight.names, flight.requested_at, now):
+            self.store.drop_parts(flight.key)
             self.stats.stores += 1
         else:
             self.stats.not_stored += 1
@@ -631,8 +704,13 @@ class CacheStage:
             visitor.may_lead = True
             self._apply(self.coordinator.handle(Asked(self._own_key(view), visitor), now), now, None)
             return
+        if view.byte_range is not None and self.may_store and not view.byte_range.more:
+            has_part = (view.key + PART_SUFFIX) in self._resources
+            collector = PartCollector(self, view, visitor.client, b"fwd=partial" if has_part else visitor.fwd, now)
+            visitor.connect(collector.connect(self.next.open(view.head, visitor.peer, True, collector)))
+            return
         if remembered:
-            sink = self._watch_alone(view, visitor.client, self._flight_key(view), now)
+            sink: ResponseSink = self._watch_alone(view, visitor.client, self._flight_key(view), now)
         else:
             fwd = visitor.fwd  # not the visitor: who holds the exchange would be held by it
             sink = PassThrough(visitor.client, lambda head: self.decorate(head, fwd))

@@ -20,7 +20,8 @@ from edgetun_core.http.message import Fields, ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, build_stored_body
-from edgetun_exitnode.cache.key import HEAD_SUFFIX, Secondary
+from edgetun_exitnode.cache.key import HEAD_SUFFIX, PART_SUFFIX, Secondary
+from edgetun_exitnode.cache.ranges import Span
 from edgetun_exitnode.cache.response import StoredResponse
 
 ENTRY_OVERHEAD_BYTES: Final = 2048
@@ -81,6 +82,7 @@ class Entry:
         "rule",
         "secondary",
         "size_bytes",
+        "spans",
         "tags",
         "tenant",
         "whole",
@@ -95,6 +97,8 @@ class Entry:
         self.response = response
         self.whole: bytes | None = pieces[0] if len(pieces) == 1 else (b"" if not pieces else None)
         self.pieces = pieces
+        self.spans: tuple[Span, ...] = ()
+        """Of a partial response: where each piece lies in the whole."""
         self.tags = response_tags(response.fields)
         self.size_bytes = (
             ENTRY_OVERHEAD_BYTES
@@ -373,9 +377,13 @@ class Store:
         if entry.resource is not None:
             self._unlink(entry)
 
+    def drop_parts(self, key: bytes) -> None:
+        """The whole is stored: parts of it are of no use."""
+        self._remove_resource(key + PART_SUFFIX)
+
     def invalidate(self, key: bytes, now: float) -> None:
         """Drops what is stored for a URI and keeps out what was asked for before now (RFC 9111 §4.4)."""
-        for each in (key, key + HEAD_SUFFIX):
+        for each in (key, key + HEAD_SUFFIX, key + PART_SUFFIX):
             self._remove_resource(each)
             self._remember_invalidation(each, now)
 
