@@ -201,7 +201,10 @@ class AgentBook(SilentFleetListener):
         entry = self._entries.get(key) if key is not None else None
         if key is None or entry is None or change.new is None or entry.written is None:
             return
-        shown = set((change.new.get("status") or {}).get("nodes") or ())
+        before, now = ((one or {}).get("status") or {} for one in (change.old, change.new))
+        if now.get("placed") != before.get("placed") and key not in self._dirty:
+            entry.placed = str(now.get("placed") or "")  # it has registered anew, at another replica
+        shown = set(now.get("nodes") or ())
         ours = {node.name.node for node, _ in entry.sessions.values()}
         if len(shown) < MOST_NODES and (not ours <= shown or shown & (entry.nodes_told - ours)):
             entry.written = None

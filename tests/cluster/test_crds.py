@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator
 
@@ -13,7 +12,7 @@ from edgetun_core.api.load import parse_resource
 from support.cluster import ClusterError, ControlPlane
 from support.kube_binaries import CONTROLLERS, Binaries
 from support.kube_client import ApiError, KubeClient, Object
-from support.manifests import EXAMPLES, read_crds
+from support.manifests import EXAMPLES, as_it_was_before, read_crds
 from support.waiting import wait_for
 
 API = "edgetun.dev/v1alpha1"
@@ -266,27 +265,6 @@ def another_cluster(control_plane_binaries: Binaries) -> Iterator[ControlPlane]:
     plane = ControlPlane(Binaries(programs))
     yield plane
     plane.close()
-
-
-def as_it_was_before(crd: Object) -> Object:
-    """The definition as a version might have had it before this one: no rule yet, fewer fields, fewer columns."""
-    before = copy.deepcopy(crd)
-    for version in before["spec"]["versions"]:
-        _forget_rules(version["schema"]["openAPIV3Schema"])
-        version["additionalPrinterColumns"] = version["additionalPrinterColumns"][:1]
-        spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-        for newer in ("collapse", "drain", "reclaimPolicy"):
-            spec.pop(newer, None)
-    return before
-
-
-def _forget_rules(schema: Object) -> None:
-    schema.pop("x-kubernetes-validations", None)
-    for below in schema.get("properties", {}).values():
-        _forget_rules(below)
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            _forget_rules(schema[key])
 
 
 def test_upgraded_definitions_keep_every_object(another_cluster: ControlPlane) -> None:

@@ -6,6 +6,7 @@ answer), `node.host_ip` (this machine as pods see it), `node.load_image(tar)`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from support.cluster import NodeTaken
+from support.cluster import ClusterError, NodeTaken
 from support.image import PROJECT, build_image
+from support.installation import SYSTEM, Served, exit_pool, helm_install, ready, told
 from support.kube_binaries import Binaries
+from support.live import a_live_origin
 from support.node import NodeCluster, what_is_missing_for_a_node
 from support.requirements import missing
 
@@ -51,6 +54,30 @@ def image(node: NodeCluster, image_archive: tuple[str, Path]) -> str:
     name, archive = image_archive
     node.load_image(archive)
     return name
+
+
+@pytest.fixture(scope="session")
+def installed(node: NodeCluster, image: str) -> Iterator[NodeCluster]:
+    """The chart is installed, and a pool with three regions is ready. The last test takes it away again."""
+    try:
+        helm_install(node, image)
+        node.client.apply(exit_pool(node))
+        ready(node, "ExitPool", "default", None, 180)
+    except (ClusterError, AssertionError, TimeoutError) as error:
+        error.add_note(told(node))
+        raise
+    yield node
+    with contextlib.suppress(ClusterError):
+        node.helm("uninstall", "edgetun", f"--namespace={SYSTEM}", "--timeout=1m")
+
+
+@pytest.fixture
+def served(installed: NodeCluster, namespace: str, tmp_path: Path) -> Iterator[Served]:
+    """A tunnel of one's own namespace, with an origin on this machine."""
+    installed.client.apply(exit_pool(installed))  # whatever the test before made of it
+    ready(installed, "ExitPool", "default", None, 120)
+    with a_live_origin() as origin_url:
+        yield Served(installed, namespace, tmp_path, origin_url)
 
 
 @pytest.fixture

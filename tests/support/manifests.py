@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,3 +61,24 @@ def _put(into: Any, steps: list[str], value: object) -> Any:
         elements = list(into or [{}])
         return [_put(elements[0], steps[1:], value), *elements[1:]]
     return {**(into or {}), steps[0]: _put((into or {}).get(steps[0]), steps[1:], value)}
+
+
+def as_it_was_before(crd: Object) -> Object:
+    """The definition as a version might have had it before this one: no rule yet, fewer fields, fewer columns."""
+    before = copy.deepcopy(crd)
+    for version in before["spec"]["versions"]:
+        _forget_rules(version["schema"]["openAPIV3Schema"])
+        version["additionalPrinterColumns"] = version["additionalPrinterColumns"][:1]
+        spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        for newer in ("collapse", "drain", "reclaimPolicy"):
+            spec.pop(newer, None)
+    return before
+
+
+def _forget_rules(schema: Object) -> None:
+    schema.pop("x-kubernetes-validations", None)
+    for below in schema.get("properties", {}).values():
+        _forget_rules(below)
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            _forget_rules(schema[key])

@@ -60,3 +60,9 @@ class NodeCluster(ControlPlane):
         done = self.script("node-import.sh", self.state, tar, environment=self._node_environment(), timeout_s=300)
         if done.returncode:
             raise ClusterError(f"{tar} was not imported: {done.stderr.strip()[-2000:]}")
+
+    def tag_image(self, name: str, another: str) -> None:
+        """Gives an image that the node has another name too."""
+        done = self.script("node-tag.sh", self.state, name, another, environment=self._node_environment(), timeout_s=60)
+        if done.returncode:
+            raise ClusterError(f"{name} was not tagged: {done.stderr.strip()[-2000:]}")
