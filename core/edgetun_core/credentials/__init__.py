@@ -8,6 +8,7 @@ from edgetun_core.credentials.cluster_token import ClusterToken, TokenUnreadable
 from edgetun_core.credentials.session_credential import (
     CLOCK_LEEWAY_S,
     CREDENTIAL_LIFETIME_S,
+    CUT_OFF_GRACE_S,
     ClockSkewed,
     CredentialExpired,
     CredentialInvalid,
@@ -21,6 +22,7 @@ from edgetun_core.credentials.token_record import TokenRecord, TokenState, hash_
 __all__ = [
     "CLOCK_LEEWAY_S",
     "CREDENTIAL_LIFETIME_S",
+    "CUT_OFF_GRACE_S",
     "ClockSkewed",
     "ClusterToken",
     "CredentialExpired",

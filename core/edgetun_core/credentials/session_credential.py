@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CREDENTIAL_LIFETIME_S: Final = 3600.0
 CLOCK_LEEWAY_S: Final = 60.0
+CUT_OFF_GRACE_S: Final = 12 * 3600.0
+"""How much longer a credential counts at an exit node that is cut off from control when it ends: nobody could renew it."""
 """How far two machines' clocks may differ before a credential is refused."""
 MAX_CREDENTIAL_LENGTH: Final = 16 * 1024
 """Characters; some 200 services with long names."""
@@ -132,8 +134,10 @@ class CredentialVerifier:
         self._keys = snapshot.credential_keys
         self._revoked = frozenset(snapshot.revoked_tokens)
 
-    def verify(self, text: str, now: float) -> SessionCredential:
-        """Returns the claims of a credential that counts now.
+    def verify(self, text: str, now: float, cut_off_since: float | None = None) -> SessionCredential:
+        """Returns the claims of a credential that counts now. `cut_off_since`: from when on control could not be reached, if so.
+
+        A credential whose life was cut short, since its token ends, is not prolonged.
 
         Raises `CredentialInvalid`, `CredentialExpired`, `CredentialRevoked` or `ClockSkewed`; messages never hold the text.
         """
@@ -152,7 +156,7 @@ class CredentialVerifier:
                 f" by at least that",
                 remedy="set both machines' clocks (NTP)",
             )
-        if now > claims.expires + CLOCK_LEEWAY_S:
+        if now > claims.expires + CLOCK_LEEWAY_S + _prolonged_s(claims, cut_off_since):
             late_s = round(now - claims.expires)
             raise CredentialExpired(
                 f"the session credential ended {late_s} s ago by this exit node's clock",
@@ -175,6 +179,12 @@ class CredentialVerifier:
             "the session credential is signed by a key that this exit node does not know",
             remedy="let the agent register again; if it stays, agent and exit node belong to different servers",
         )
+
+
+def _prolonged_s(claims: SessionCredential, cut_off_since: float | None) -> float:
+    if cut_off_since is None or claims.expires + CLOCK_LEEWAY_S < cut_off_since:
+        return 0.0
+    return CUT_OFF_GRACE_S if claims.expires - claims.issued >= 0.99 * CREDENTIAL_LIFETIME_S else 0.0
 
 
 def _check_signature(key: CredentialKey, signature: bytes, body: bytes) -> None:

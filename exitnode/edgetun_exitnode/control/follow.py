@@ -62,6 +62,8 @@ class FollowingNode(Protocol):
     def load_told(self) -> NodeLoad: ...
     def move(self, order: Move) -> None: ...
     def obey_drain(self, order: Drain) -> None: ...
+    def lost_control(self, since: float | None = None) -> None: ...
+    def found_control(self) -> None: ...
     def take_peers(self, message: Peers) -> None: ...
     def control_away(self) -> None: ...
 
@@ -114,6 +116,7 @@ class Follower:
             return False
         self._intake.resume(*found)
         self._node.apply(found[0])
+        self._node.lost_control(self._last_good.written_at())
         self.has_snapshot.set()
         log.info("obeying the last snapshot from disk: %d tunnels", len(found[0].tunnels))
         return True
@@ -153,6 +156,7 @@ class Follower:
                 log.exception("following control failed")
                 error = EdgetunError(f"a bug: {type(bug).__name__}")
             was_connected, self.is_connected = self.is_connected, False
+            self._node.lost_control()
             self._node.control_away()
             if was_connected or self.last_error is None or str(self.last_error) != str(error):
                 log.warning("no stream to control (%s); serving on, trying again", error)
@@ -212,6 +216,7 @@ class Follower:
                     raise ProtocolError("control sent something that is no message")
                 if not self.is_connected:
                     self.is_connected = True
+                    self._node.found_control()
                     self.connects += 1
                     self.last_error = None
                     log.info("following control at %s as %s", self._identity.control, name)

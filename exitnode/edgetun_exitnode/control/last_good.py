@@ -49,6 +49,13 @@ class LastGood:
         # A newer version of this program may read less or more out of it: then it is another content to control too.
         return snapshot, snapshot_digest(snapshot) if digest != b"" else ""
 
+    def written_at(self) -> float | None:
+        """When the file was written, in seconds since the epoch: control was heard of then."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return None
+
     def write(self, snapshot: Snapshot, digest: str) -> None:
         """Replaces the file; a reader sees the old one or the new. Raises `ConfigError`."""
         try:

@@ -51,6 +51,12 @@ class LinkedNode:
             is_draining=node.is_draining or node.acceptor.is_draining,
         )
 
+    def lost_control(self, since: float | None = None) -> None:
+        self._node.acceptor.lost_control(since)
+
+    def found_control(self) -> None:
+        self._node.acceptor.found_control()
+
     def move(self, order: Move) -> None:
         """Drains these sessions: their agents open others elsewhere first, and what is in flight ends here."""
         wanted = set(order.session_ids)

@@ -77,10 +77,20 @@ class SessionAcceptor:
         self._pending: dict[str, _Admitted] = {}
         self._admitted: dict[SessionRunner, _Admitted] = {}
         self._by_session_id: dict[str, SessionRunner] = {}
+        self._cut_off_since: float | None = None
         self.is_draining = False
         self.opened_total = 0
         self.refused_total = 0
         self.revoked_total = 0
+
+    def lost_control(self, since: float | None = None) -> None:
+        """Control cannot be reached, from now or `since` (seconds since the epoch) on: nobody can renew a credential."""
+        if self._cut_off_since is None:
+            self._cut_off_since = self._wall_clock() if since is None else since
+
+    def found_control(self) -> None:
+        """Control is there: credentials end when they end."""
+        self._cut_off_since = None
 
     def accept(self) -> LinkUser:
         """The user of a new link."""
@@ -106,7 +116,7 @@ class SessionAcceptor:
                 LimitExceeded(f"this exit node holds {self._max_sessions} sessions, as many as it may"), 30.0
             )
         try:
-            claims = self._verifier.verify(hello.credential, self._wall_clock())
+            claims = self._verifier.verify(hello.credential, self._wall_clock(), self._cut_off_since)
         except AuthError as error:
             log.warning("refused agent %s at %s: %s", hello.agent_id, link.peer_address[0], error)
             return self._refuse(error, 0.0 if isinstance(error, CredentialExpired) else -1.0)

@@ -18,6 +18,7 @@ from edgetun_agent.connect import Agent
 from edgetun_agent.serve import Origins
 from edgetun_core.control_stream import STREAM_PATH, Drain, Move, decode_from_node, snapshot_digest
 from edgetun_core.enrollment import Endpoint
+from edgetun_core.errors import EdgetunError
 from edgetun_core.fleet_identity import ExitNodeName, inner_name
 from edgetun_core.pki import DevelopmentCA, Trust
 from edgetun_core.snapshot import Snapshot
@@ -44,7 +45,8 @@ class Edge:
         self.identity = NodeIdentity(
             url, trust, token_file, ExitNodeName("pool", "here", name), ["127.0.0.1"], state=folder / "state"
         )
-        self.node = ExitNode(name)
+        self.ahead_s = 0.0
+        self.node = ExitNode(name, wall_clock=lambda: time.time() + self.ahead_s)
         self.follower = Follower(
             LinkedNode(self.node), self.identity, folder / "state", rng=random.Random(1), retry_s=(0.05, 0.2)
         )
@@ -167,6 +169,31 @@ async def test_control_away_serving_goes_on_sessions_reconnect_and_nothing_is_lo
     scene.control.publish(msgspec.structs.replace(scene.control.published.present, version=99, tunnels=()))
     await eventually(scene.are_current)
     assert await scene.status(scene.edges[0]) == 404
+
+
+async def test_control_down_for_an_hour_agents_reconnect_with_the_credential_that_they_have(
+    scene: Scene, origin: ScriptedOrigin
+) -> None:
+    agent = await scene.agent(origin.url)
+    await scene.control.stop()
+    await eventually(lambda: not any(edge.follower.is_connected for edge in scene.edges))
+    for edge in scene.edges:
+        edge.ahead_s = 5400.0  # the credential, good for an hour, ended half an hour ago, and nobody could renew it
+    opened = [edge.node.acceptor.opened_total for edge in scene.edges]
+    for edge in scene.edges:
+        for runner in list(edge.node.acceptor.runners):
+            runner.close(EdgetunError("cut for the test"))
+    await eventually(lambda: [edge.node.acceptor.opened_total for edge in scene.edges] > opened)
+    await eventually(lambda: len(agent.sessions) == 2)
+    assert [await scene.status(edge) for edge in scene.edges] == [200, 200]
+    # Control is back: what has ended counts no longer, and a renewal can be had.
+    await scene.control.start()
+    await eventually(lambda: all(edge.follower.is_connected for edge in scene.edges))
+    refused = [edge.node.acceptor.refused_total for edge in scene.edges]
+    for edge in scene.edges:
+        for runner in list(edge.node.acceptor.runners):
+            runner.close(EdgetunError("cut for the test"))
+    await eventually(lambda: all(e.node.acceptor.refused_total > r for e, r in zip(scene.edges, refused, strict=True)))
 
 
 async def test_a_revoked_token_loses_exactly_its_sessions_within_two_seconds(

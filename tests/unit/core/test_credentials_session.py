@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgetun_core.credentials import (
     CLOCK_LEEWAY_S,
     CREDENTIAL_LIFETIME_S,
+    CUT_OFF_GRACE_S,
     ClockSkewed,
     CredentialExpired,
     CredentialInvalid,
@@ -47,6 +48,27 @@ def test_it_counts_for_an_hour_and_the_leeway_and_no_longer(verifier):
     verifier.verify(text, NOW + CREDENTIAL_LIFETIME_S + CLOCK_LEEWAY_S)
     with pytest.raises(CredentialExpired, match="ended 61 s ago"):
         verifier.verify(text, NOW + CREDENTIAL_LIFETIME_S + CLOCK_LEEWAY_S + 1)
+
+
+def test_one_that_ended_while_its_exit_node_was_cut_off_counts_longer_and_not_for_ever(verifier):
+    text, ends = sign(), NOW + CREDENTIAL_LIFETIME_S
+    verifier.verify(text, ends + CUT_OFF_GRACE_S, cut_off_since=ends - 1)
+    with pytest.raises(CredentialExpired):
+        verifier.verify(text, ends + CLOCK_LEEWAY_S + CUT_OFF_GRACE_S + 1, cut_off_since=ends - 1)
+    with pytest.raises(CredentialExpired):  # it had ended before: it could have been renewed
+        verifier.verify(text, ends + 1000, cut_off_since=ends + 500)
+
+
+def test_one_that_was_cut_short_since_its_token_ends_is_not_prolonged(verifier):
+    text = sign(lifetime_s=CREDENTIAL_LIFETIME_S / 2)
+    with pytest.raises(CredentialExpired):
+        verifier.verify(text, NOW + CREDENTIAL_LIFETIME_S, cut_off_since=NOW)
+
+
+def test_one_of_a_revoked_token_counts_no_longer_whoever_is_cut_off():
+    verifier = CredentialVerifier([KEY.public], ["t1"])
+    with pytest.raises(CredentialRevoked):
+        verifier.verify(sign(), NOW + CREDENTIAL_LIFETIME_S + 1000, cut_off_since=NOW)
 
 
 def test_one_from_the_future_names_the_skew(verifier):
