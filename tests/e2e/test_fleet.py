@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -221,6 +222,16 @@ def test_an_exit_deployment_scales_on_cpu_under_load_and_back_without_cutting_a_
     assert pool["status"]["desired"] == 1
 
 
+def image_of(pod: Object) -> str:
+    return str(pod["spec"]["containers"][0]["image"])
+
+
+def templates(node: NodeCluster) -> set[str]:
+    """The images that the Deployments of the pool's regions ask for."""
+    found = node.client.list_of("apps/v1", "Deployment", SYSTEM, labelSelector="edgetun.dev/pool=default")["items"]
+    return {image_of(one["spec"]["template"]) for one in found}
+
+
 def previous_chart(folder: Path) -> Path:
     """The chart as a version before this one would have it."""
     chart = folder / "edgetun"
@@ -257,13 +268,17 @@ def test_an_upgrade_from_the_previous_chart_rolls_everything_under_live_streams_
             assert "edgetun-0.0.9" in node.helm("list", f"--namespace={SYSTEM}")
             serves_everywhere(served)
 
-            with Visitors(served.host, everywhere(node)) as visitors:
+            with Visitors(served.host, everywhere(node)) as visitors, ThreadPoolExecutor(1) as beside:
+                upgrade_crds(node, CHART)
+                upgrading = beside.submit(helm_install, node, image)
+                # A new pod takes some seconds to be ready: what begins now begins at the old ones, which are told to go.
+                wait_for(lambda: templates(node) == {image}, 120, "the new operator has changed every Deployment")
+                old = [pod["metadata"]["name"] for pod in pods(node, "default") if image_of(pod) == before]
                 for there in everywhere(node):
                     visitors.follow_events(there, DRAIN_S - 3)
                     visitors.upload(there, 20)
-                time.sleep(1)
-                upgrade_crds(node, CHART)
-                helm_install(node, image)
+                assert old
+                upgrading.result()
                 wait_for(lambda: rolled(node, image), 150, "every exit node is of this version")
                 visitors.stop()
         finally:

@@ -110,7 +110,7 @@ class Visitors:
             wait()
         self.__exit__()
         assert not any(thread.is_alive() for thread in self._threads), "a visitor waits for ever"
-        assert self.failures == []
+        assert not self.failures, f"{len(self.failures)} visits were cut:\n" + "\n".join(self.failures[:20])
         assert all(self.answered.values()), self.answered
 
     def fail(self, what: str) -> None:
