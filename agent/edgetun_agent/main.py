@@ -18,7 +18,7 @@ from edgetun_agent.connect import Agent
 from edgetun_agent.enroll import AdHocTunnel, ControlRefused, CredentialKeeper, Enrollment, EnrollRequest
 from edgetun_agent.identity import default_state_dir, read_agent_id
 from edgetun_agent.observe import RecentRequests
-from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin
+from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin, read_stream_origin
 from edgetun_agent.placing import Placing, renew_while_cut_off
 from edgetun_agent.proxy import Proxy
 from edgetun_agent.serve import Origins
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgetun.agent")
 
+CARRIES = ("tcp", "udp")
 SOFTWARE = f"edgetun/{__version__}"
 
 
@@ -116,7 +117,9 @@ async def _run(settings: AgentSettings, started: float) -> int:
         if await _unless_stopped(_connected(agent, settings.connect_timeout_s), signals) is None:
             return ExitCode.OK
         for tunnel in enrollment.tunnels:
-            log.info("%s -> %s", enrollment.visitors.url(tunnel.hostnames[0]), _origin_of(tunnel, settings))
+            log.info(
+                "%s -> %s", enrollment.visitors.url_of(tunnel, tunnel.address_names[0]), _origin_of(tunnel, settings)
+            )
         log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(started))
         settle()
         _start_admin(settings, agent, origins, stack)
@@ -137,8 +140,20 @@ def build_request(settings: AgentSettings, agent_id: str) -> EnrollRequest:
             remedy="give --origin, and no --tunnel, or leave --host away",
         )
     if settings.origin and not settings.tunnel:
-        adhoc = AdHocTunnel(read_origin(settings.origin), settings.host, host_header, settings.cache_s)
-    return EnrollRequest(agent_id, settings.tunnel, adhoc, SOFTWARE)
+        adhoc = AdHocTunnel(
+            read_origin(settings.origin),
+            settings.host,
+            host_header,
+            settings.cache_s,
+            settings.port,
+            "" if settings.proxy_protocol == "none" else settings.proxy_protocol,
+        )
+    elif settings.port or settings.proxy_protocol != "none":
+        raise ConfigError(
+            "--port and --proxy-protocol are for a tunnel made from --origin; a tunnel of the server has its manifest's",
+            remedy="give --origin tcp://localhost:5432, and no --tunnel, or leave them away",
+        )
+    return EnrollRequest(agent_id, settings.tunnel, adhoc, SOFTWARE, carries=CARRIES)
 
 
 def build_tunnels(tunnels: Iterable[TunnelRule], settings: AgentSettings) -> list[TunnelRule]:
@@ -146,12 +161,14 @@ def build_tunnels(tunnels: Iterable[TunnelRule], settings: AgentSettings) -> lis
     if not settings.origin:
         return list(tunnels)
     return [
-        msgspec.structs.replace(tunnel, origins=tuple(_own_origin(origin, settings) for origin in tunnel.origins))
+        msgspec.structs.replace(tunnel, origins=tuple(_own_origin(tunnel, one, settings) for one in tunnel.origins))
         for tunnel in tunnels
     ]
 
 
-def _own_origin(origin: OriginRule, settings: AgentSettings) -> OriginRule:
+def _own_origin(tunnel: TunnelRule, origin: OriginRule, settings: AgentSettings) -> OriginRule:
+    if tunnel.stream is not None:
+        return msgspec.structs.replace(origin, url=read_stream_origin(settings.origin, tunnel.stream.kind))
     return msgspec.structs.replace(
         origin,
         url=read_origin(settings.origin),
@@ -162,7 +179,7 @@ def _own_origin(origin: OriginRule, settings: AgentSettings) -> OriginRule:
 
 
 def _origin_of(tunnel: TunnelRule, settings: AgentSettings) -> str:
-    return read_origin(settings.origin) if settings.origin else tunnel.origins[0].url
+    return build_tunnels([tunnel], settings)[0].origins[0].url
 
 
 def _take(renewed: Enrollment, agent: Agent, origins: Origins, settings: AgentSettings, places: list[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from edgetun_agent.observe import AgentListener, RecentRequests, SilentListener
 from edgetun_agent.origin.client import OriginClient
 from edgetun_agent.origin.health import HealthState, OriginProbe
+from edgetun_agent.origin.kinds import LocalServer, build_local_server
 from edgetun_core.errors import NotFound
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
@@ -39,9 +40,9 @@ class Origins:
         self._listener: AgentListener = listener or SilentListener()
         self._recent = recent
         self._probe = probe
-        self._by_service: dict[str, OriginClient] = {}
-        self._clients: dict[tuple[str, OriginRule], OriginClient] = {}
-        self._probes: dict[OriginClient, OriginProbe] = {}
+        self._by_service: dict[str, LocalServer] = {}
+        self._clients: dict[tuple[str, OriginRule], LocalServer] = {}
+        self._probes: dict[LocalServer, OriginProbe] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.update(tunnels)
 
@@ -51,7 +52,7 @@ class Origins:
         return tuple(service for service in self._by_service if "#" not in service)
 
     @property
-    def clients(self) -> Sequence[OriginClient]:
+    def clients(self) -> Sequence[LocalServer]:
         """Every origin's client, for metrics and the display."""
         return tuple(self._clients.values())
 
@@ -72,16 +73,17 @@ class Origins:
 
     def update(self, tunnels: Iterable[TunnelRule]) -> None:
         """Takes a new set of rules: an origin whose rule is unchanged keeps its connections, a gone one ends in good order."""
-        by_service: dict[str, OriginClient] = {}
-        clients: dict[tuple[str, OriginRule], OriginClient] = {}
+        by_service: dict[str, LocalServer] = {}
+        clients: dict[tuple[str, OriginRule], LocalServer] = {}
         for tunnel in tunnels:
             for index, rule in enumerate(tunnel.origins):
                 service = f"{tunnel.id}#{rule.name}"
                 key = (service, rule)
                 client = self._clients.get(key)
                 if client is None:
-                    client = OriginClient(rule, service=service, recent=self._recent, on_health=self._health_changed)
-                    if self._probe:
+                    client = build_local_server(tunnel, rule, service, self._recent, self._health_changed)
+                    # A database or an SSH server takes a connection without a word for an attack, so these are not probed.
+                    if self._probe and isinstance(client, OriginClient):
                         probe = self._probes[client] = OriginProbe(client)
                         probe.start()
                 clients[key] = client
@@ -95,7 +97,7 @@ class Origins:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def _end(self, client: OriginClient) -> None:
+    async def _end(self, client: LocalServer) -> None:
         probe = self._probes.pop(client, None)
         if probe is not None:
             await probe.stop()
@@ -113,7 +115,7 @@ class Origins:
         for client in self._clients.values():
             await client.close()
 
-    def _health_changed(self, client: OriginClient) -> None:
+    def _health_changed(self, client: LocalServer) -> None:
         is_up = client.health.state is HealthState.UP
         if is_up:
             log.info("origin %s answers", client.url)

@@ -20,9 +20,19 @@ class AgentSettings:
     cluster_token: str = setting(REQUIRED, "Token from `edgetun token create`.", secret=True)
     origin: str = setting(
         "",
-        "The local server: a port (3000), HOST:PORT, a URL, or unix:///path.sock. With --tunnel it replaces that tunnel's own.",
+        "The local server: a port (3000), HOST:PORT, a URL, unix:///path.sock, tcp://HOST:PORT or udp://HOST:PORT. With --tunnel it replaces that tunnel's own.",
     )
     host: str = setting("", "Public name to ask for: one label, or a full hostname. Default: a generated one.")
+    port: int = setting(
+        0,
+        "With a tcp:// or udp:// --origin: port of the exit node to ask for. Default: one that it chooses. With --host instead, "
+        "TLS connections for that name go to the tcp:// --origin unopened.",
+        minimum=0,
+        maximum=65535,
+    )
+    proxy_protocol: Literal["none", "v1", "v2"] = setting(
+        "none", "Tell a tcp:// or udp:// --origin who the visitor is, by a PROXY protocol header of this version."
+    )
     tunnel: tuple[str, ...] = setting(
         (),
         "Tunnel to serve, NAMESPACE/NAME or a pattern (team-a/*). Default: all that the token may.",

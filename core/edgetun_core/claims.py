@@ -25,11 +25,20 @@ Rank = tuple[int, str, str, int]
 
 
 class TunnelVerdict(NamedTuple):
-    """What a tunnel gets: its pool, the hostnames it holds in the order it asks for them, and why it does not get the rest."""
+    """What a tunnel gets: its pool, the hostnames it holds in the order it asks for them, and why it does not get the rest.
+
+    `port` is what a TCP or UDP tunnel gets instead, as `tcp/5432`.
+    """
 
     pool: ExitPool | None
     hostnames: tuple[str, ...]
     problems: tuple[Problem, ...]
+    port: str = ""
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """All by which visitors find it; empty when it is not served."""
+        return (*self.hostnames, self.port) if self.port else self.hostnames
 
 
 class Claims:
@@ -74,7 +83,9 @@ class Claims:
         for hostname in tunnel.spec.hostnames:
             self._claimants.setdefault(hostname, set()).add(tunnel.id)
             self._claimed_below.setdefault(_parent(hostname), set()).add(hostname)
-        return affected | self._touched(tunnel.spec.hostnames) | {tunnel.id}
+        for port in _port_keys(tunnel):
+            self._claimants.setdefault(port, set()).add(tunnel.id)
+        return affected | self._touched([*tunnel.spec.hostnames, *_port_keys(tunnel)]) | {tunnel.id}
 
     def drop_tunnel(self, tunnel_id: str) -> set[str]:
         """Takes a tunnel out."""
@@ -112,7 +123,7 @@ class Claims:
             return set()
         self._namespaces[name] = dict(labels)
         mine = [tunnel for tunnel, _ in self._tunnels.values() if tunnel.metadata.namespace == name]
-        touched = self._touched([hostname for tunnel in mine for hostname in tunnel.spec.hostnames])
+        touched = self._touched([name for tunnel in mine for name in (*tunnel.spec.hostnames, *_port_keys(tunnel))])
         return touched | {tunnel.id for tunnel in mine}
 
     # --- answers ---
@@ -169,13 +180,21 @@ class Claims:
                 mine.append(hostname)
             else:
                 problems.append(self._refusal(tunnel, pool, index, hostname))
-        return TunnelVerdict(pool, tuple(mine), tuple(problems))
+        port = ""
+        for key in _port_keys(tunnel):
+            if self.holder(key) == tunnel.id:
+                port = tunnel.spec.port_name
+            else:
+                problems.append(self._port_refusal(tunnel, pool, key))
+        return TunnelVerdict(pool, tuple(mine), tuple(problems), port)
 
     # --- within ---
 
     def _forget(self, tunnel: Tunnel) -> set[str]:
-        affected = self._touched(tunnel.spec.hostnames)
+        affected = self._touched([*tunnel.spec.hostnames, *_port_keys(tunnel)])
         _discard(self._by_pool, tunnel.spec.pool.name, tunnel.id)
+        for port in _port_keys(tunnel):
+            _discard(self._claimants, port, tunnel.id)
         for hostname in tunnel.spec.hostnames:
             _discard(self._claimants, hostname, tunnel.id)
             if hostname not in self._claimants:
@@ -184,7 +203,8 @@ class Claims:
 
     def _pool_changed(self, pool_id: str) -> set[str]:
         mine = self._by_pool.get(pool_id, set())
-        touched = self._touched([hostname for each in mine for hostname in self._tunnels[each][0].spec.hostnames])
+        tunnels = [self._tunnels[each][0] for each in mine]
+        touched = self._touched([name for one in tunnels for name in (*one.spec.hostnames, *_port_keys(one))])
         # Whoever names no pool that is there is told which ones are.
         astray = [ids for name, ids in self._by_pool.items() if name not in self._pools]
         return touched.union(mine, *astray)
@@ -211,6 +231,12 @@ class Claims:
     def _may_hold(self, tunnel_id: str, hostname: str) -> bool:
         tunnel, _ = self._tunnels[tunnel_id]
         pool = self._pools.get(tunnel.spec.pool.name)
+        if "/" in hostname:
+            return (
+                pool is not None
+                and _gives_away(pool, tunnel)
+                and self._allows_namespace(pool, tunnel.metadata.namespace)
+            )
         return (
             pool is not None
             and covers(pool.spec.domains, hostname)
@@ -249,6 +275,19 @@ class Claims:
         reservation = self._reserved.get(hostname)
         return reservation if reservation is not None and self.is_in_force(reservation) else None
 
+    def _port_refusal(self, tunnel: Tunnel, pool: ExitPool, key: str) -> Problem:
+        kind, _, port = tunnel.spec.port_name.partition("/")
+        field = f"spec.{kind}.port"
+        if not _gives_away(pool, tunnel):
+            given = ", ".join(str(each) for each in pool.spec.ports.ranges(kind)[:5]) or "none"
+            text = f"{pool.ref} does not give {kind.upper()} port {port} away ({given}); choose another or extend spec.ports.{kind}"
+            return Problem("error", tunnel.ref, field, Reason.PORT_NOT_ALLOWED, text)
+        text = (
+            f"{kind.upper()} port {port} of {pool.ref} is held by Tunnel {self.holder(key)}; choose another or ask for its"
+            " release"
+        )
+        return Problem("error", tunnel.ref, field, Reason.PORT_CONFLICT, text)
+
     def _refusal(self, tunnel: Tunnel, pool: ExitPool, index: int, hostname: str) -> Problem:
         field = f"spec.hostnames[{index}]"
         if not covers(pool.spec.domains, hostname):
@@ -279,6 +318,17 @@ def covers(domains: Sequence[str], hostname: str) -> bool:
         return True
     parent = _parent(hostname)
     return bool(parent) and f"*.{parent}" in domains
+
+
+def _port_keys(tunnel: Tunnel) -> tuple[str, ...]:
+    """The port that a tunnel wants, as it stands among the names that are claimed: `pool/tcp/5432`. No hostname has a slash."""
+    name = tunnel.spec.port_name
+    return (f"{tunnel.spec.pool.name}/{name}",) if name else ()
+
+
+def _gives_away(pool: ExitPool, tunnel: Tunnel) -> bool:
+    kind, _, port = tunnel.spec.port_name.partition("/")
+    return pool.spec.ports.allow(kind, int(port))
 
 
 def _parent(hostname: str) -> str:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from edgetun_core.api.conditions import Reason
-from edgetun_core.api.exitpool import ExitPool, PoolLimits
+from edgetun_core.api.exitpool import ExitPool, ExitPoolSpec
 from edgetun_core.api.meta import Resource
 from edgetun_core.api.policies import (
     CachePolicy,
@@ -44,6 +44,7 @@ from edgetun_core.snapshot import (
     PoolRule,
     RouteRule,
     Snapshot,
+    StreamRule,
     TunnelRule,
 )
 
@@ -107,7 +108,7 @@ class Plan:
             found.extend(verdict.problems)
             if verdict.pool is not None:
                 found.extend(region_problems(tunnel, verdict.pool))
-            if verdict.hostnames:
+            if verdict.served:
                 self._served[tunnel_id] = (tunnel, tunnel_rule(tunnel, verdict.hostnames))
         self.problems = sort_problems(found)
 
@@ -139,14 +140,14 @@ class Plan:
             tunnels=tuple(sorted(rules, key=lambda rule: rule.id)),
             credential_keys=credential_keys,
             revoked_tokens=tuple(sorted(revoked_tokens)),
-            pool_rule=pool_rule(here.spec.limits) if here is not None else PoolRule(),
+            pool_rule=pool_rule(here.spec) if here is not None else PoolRule(),
         )
 
     def everything(self, pool: str, region: str, version: int) -> Snapshot:
         """What one machine serves that stands for every pool and region, as `edgetun up` does."""
         rules = tuple(sorted((rule for _, rule in self._served.values()), key=lambda rule: rule.id))
         here = self._pools.get(pool)
-        limits = pool_rule(here.spec.limits) if here is not None else PoolRule()
+        limits = pool_rule(here.spec) if here is not None else PoolRule()
         return Snapshot(version=version, pool=pool, region=region, tunnels=rules, pool_rule=limits)
 
 
@@ -186,9 +187,10 @@ def tunnel_rule(tunnel: Tunnel, hostnames: Sequence[str] | None = None) -> Tunne
         id=tunnel.id,
         hostnames=tuple(sorted(spec.hostnames if hostnames is None else hostnames)),
         origins=_origin_rules(spec),
-        routes=_route_rules(spec),
+        routes=_route_rules(spec) if spec.stream is None else (),
         reconnect_grace_s=spec.reconnect_grace,
         force_https=spec.force_https,
+        stream=_stream_rule(spec),
     )
 
 
@@ -197,6 +199,7 @@ _DEFAULTS: dict[type[Struct], dict[str, object]] = {
     for kind in (
         TunnelRule,
         OriginRule,
+        StreamRule,
         RouteRule,
         CacheRule,
         CollapseRule,
@@ -208,13 +211,13 @@ _DEFAULTS: dict[type[Struct], dict[str, object]] = {
 }
 
 
-def _slim(kind: type[R], **values: object) -> R:
+def _slim(kind: type[R], /, **values: object) -> R:
     """Builds a rule whose default values are the very defaults: msgspec leaves a value out by identity, not by equality.
 
     A tunnel that says little is so 200 bytes in a snapshot instead of 1000, and shares what it does not say.
     """
     defaults = _DEFAULTS[kind]
-    return kind(**{name: value for name, value in values.items() if value != defaults[name]})
+    return kind(**{name: value for name, value in values.items() if name not in defaults or value != defaults[name]})
 
 
 def _origin_rules(spec: TunnelSpec) -> tuple[OriginRule, ...]:
@@ -239,7 +242,34 @@ def _origin_rule(name: str, origin: Origin | NamedOrigin) -> OriginRule:
         max_connections=origin.max_connections,
         health_path=health.path if health is not None else "",
         health_interval_s=health.interval if health is not None else 10.0,
+        proxy_protocol="" if origin.proxy_protocol == "none" else origin.proxy_protocol,
     )
+
+
+def _stream_rule(spec: TunnelSpec) -> StreamRule | None:
+    limits = _limit_rule(spec.limits)
+    if spec.tcp is not None:
+        return _slim(
+            StreamRule,
+            kind="tcp",
+            port=spec.tcp.port or 0,
+            idle_timeout_s=spec.tcp.idle_timeout,
+            max_connections=spec.tcp.max_connections,
+            max_connections_per_address=spec.tcp.max_connections_per_address,
+            limits=limits,
+        )
+    if spec.udp is not None:
+        return _slim(
+            StreamRule,
+            kind="udp",
+            port=spec.udp.port,
+            idle_timeout_s=spec.udp.idle_timeout,
+            max_connections=spec.udp.max_flows,
+            max_connections_per_address=spec.udp.max_flows_per_address,
+            max_datagram_bytes=spec.udp.max_datagram,
+            limits=limits,
+        )
+    return None
 
 
 def _route_rules(spec: TunnelSpec) -> tuple[RouteRule, ...]:
@@ -338,8 +368,9 @@ def _header_rules(changes: HeaderChanges) -> HeaderRules:
     )
 
 
-def pool_rule(limits: PoolLimits) -> PoolRule:
-    """Bounds of a pool's exit nodes."""
+def pool_rule(spec: ExitPoolSpec) -> PoolRule:
+    """Bounds of a pool's exit nodes, and whom they trust."""
+    limits = spec.limits
     return _slim(
         PoolRule,
         max_connections=limits.max_connections,
@@ -347,4 +378,5 @@ def pool_rule(limits: PoolLimits) -> PoolRule:
         max_request_head_bytes=limits.max_request_head_bytes,
         max_request_fields=limits.max_request_fields,
         cache_bytes=limits.cache_bytes,
+        trusted_proxies=tuple(sorted(set(spec.trusted_proxies))),
     )

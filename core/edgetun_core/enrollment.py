@@ -35,6 +35,10 @@ class AdHocTunnel(Struct, frozen=True, omit_defaults=True):
     host: str = ""
     host_header: str = "preserve"
     cache_ttl_s: float = 0.0
+    port: int = 0
+    """With a `tcp://` or `udp://` origin and no `host`: the exit node's port; 0: one that stays the same for this agent. A
+    `tcp://` origin with a `host` gets the TLS connections for that name as they are."""
+    proxy_protocol: str = ""
 
 
 class Probe(Struct, frozen=True, omit_defaults=True):
@@ -61,6 +65,8 @@ class EnrollRequest(Struct, frozen=True, omit_defaults=True):
     probes: tuple[Probe, ...] = ()
     placed: str = ""
     """`EnrollResponse.placed` of the answer before, so that any replica of control knows where the agent is."""
+    carries: tuple[str, ...] = ()
+    """What the agent carries besides HTTP: `"tcp"`, `"udp"`. Other tunnels are not given to it."""
     revision: str = ""
     """To `/v1/watch`: `EnrollResponse.revision` of the answer that the agent works with."""
 
@@ -89,11 +95,22 @@ class VisitorAddress(Struct, frozen=True, omit_defaults=True):
 
     scheme: str = "https"
     port: int = 443
+    host: str = ""
+    """The exit nodes' own name, for tunnels that are found by a port."""
 
     def url(self, hostname: str) -> str:
         """The URL of a hostname."""
         usual = {"http": 80, "https": 443}.get(self.scheme)
         return f"{self.scheme}://{hostname}" + ("" if self.port == usual else f":{self.port}")
+
+    def url_of(self, tunnel: TunnelRule, name: str) -> str:
+        """The URL by which visitors find a tunnel under one of its `address_names`."""
+        stream = tunnel.stream
+        if stream is None:
+            return self.url(name)
+        if not stream.port:
+            return f"tls://{name}:{self.port}"
+        return f"{stream.kind}://{self.host or '*'}:{stream.port}"
 
 
 class EnrollResponse(Struct, frozen=True, omit_defaults=True):

@@ -14,7 +14,8 @@ from msgspec import Struct
 class OriginRule(Struct, frozen=True, omit_defaults=True):
     """Where the agent sends a tunnel's requests, and how.
 
-    `url` is `http://host:port`, `https://host:port` (an optional path is a prefix of every target) or `unix:///path.sock`.
+    `url` is `http://host:port`, `https://host:port` (an optional path is a prefix of every target) or `unix:///path.sock`, and of
+    a tunnel with a `StreamRule` `tcp://host:port`, `udp://host:port` or `unix:///path.sock`.
     `host_header`: `"preserve"` keeps the visitor's authority, `"origin"` uses the url's, anything else is sent as it stands.
     """
 
@@ -33,6 +34,8 @@ class OriginRule(Struct, frozen=True, omit_defaults=True):
     health_path: str = ""
     """Asked every `health_interval_s` when set; otherwise health is what requests experience plus a TCP connect."""
     health_interval_s: float = 10.0
+    proxy_protocol: str = ""
+    """`"v1"` or `"v2"`: the PROXY protocol header that a TCP service gets first, a UDP service before every datagram."""
 
 
 class CacheRule(Struct, frozen=True, omit_defaults=True):
@@ -144,6 +147,26 @@ class RouteRule(Struct, frozen=True, omit_defaults=True):
     compression: CompressionRule = CompressionRule()
 
 
+class StreamRule(Struct, frozen=True, omit_defaults=True):
+    """How a tunnel that carries no HTTP is reached, and its bounds on each exit node.
+
+    `kind` is `"tcp"` or `"udp"`. With `port` 0, TCP connections come to the HTTPS port and are told apart by the server name
+    of their TLS ClientHello, which stays unopened; with a port, the exit node listens on it.
+    """
+
+    kind: str
+    port: int = 0
+    idle_timeout_s: float = 3600.0
+    """Without a byte (or datagram) either way."""
+    max_connections: int = 10_000
+    """Connections, or flows, at one time."""
+    max_connections_per_address: int = 0
+    """Per IPv4 address or IPv6 /64; 0: the pool's bound."""
+    max_datagram_bytes: int = 65_507
+    limits: LimitRule = LimitRule()
+    """`requests_per_second` and `burst` are of new connections or flows per visitor address."""
+
+
 class TunnelRule(Struct, frozen=True, omit_defaults=True):
     """One tunnel as an exit node serves it. `id` is `"namespace/name"`.
 
@@ -157,6 +180,14 @@ class TunnelRule(Struct, frozen=True, omit_defaults=True):
     routes: tuple[RouteRule, ...]
     reconnect_grace_s: float = 5.0
     force_https: bool = False
+    stream: StreamRule | None = None
+    """Set when the tunnel carries TCP or UDP instead of HTTP; it then has one origin and no routes."""
+
+    @property
+    def address_names(self) -> tuple[str, ...]:
+        """By what visitors find the tunnel: its hostnames, or its port (`tcp/5432`)."""
+        stream = self.stream
+        return (f"{stream.kind}/{stream.port}",) if stream is not None and stream.port else self.hostnames
 
 
 class PoolRule(Struct, frozen=True, omit_defaults=True):
@@ -168,6 +199,8 @@ class PoolRule(Struct, frozen=True, omit_defaults=True):
     max_request_head_bytes: int = 32 * 1024
     max_request_fields: int = 128
     cache_bytes: int = 256 * 1024 * 1024
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks of load balancers that say by PROXY protocol who the visitor is; they must say it."""
 
 
 class CredentialKey(Struct, frozen=True):

@@ -117,6 +117,7 @@ async def _listen(node: ExitNode, settings: ExitNodeSettings, *, tunnel: bool = 
         store = CertificateStore(parse_certificate_pairs(settings.certificate), development=ca)
         front = await node.listen_https(settings.listen, settings.https_port, store)
         log.info("https on %s:%d", settings.listen, front.port)
+    await node.listen_streams(settings.listen)
     if tunnel and settings.tunnel_port >= 0:
         identity = ca.identity(settings.tunnel_name)
         tls, quic = await node.listen_tunnel(

@@ -16,6 +16,7 @@ from edgetun_core.errors import ConfigError, Draining
 from edgetun_core.http.exchange import Handler
 from edgetun_core.http.h1 import H1Limits
 from edgetun_core.pki import ServerIdentity
+from edgetun_core.proxy_protocol import TrustedNetworks
 from edgetun_core.purge import PurgeOrder, PurgeReport
 from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, TunnelRule
 from edgetun_core.transport.engines import Listener, listen
@@ -27,6 +28,7 @@ from edgetun_exitnode.cache.view import Views
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.listening import explain
+from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
 from edgetun_exitnode.mesh.mesh import Mesh
 from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
@@ -35,6 +37,7 @@ from edgetun_exitnode.pipeline.forward import ForwardStage
 from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeaderStage, ResponseHeaderStage
 from edgetun_exitnode.pipeline.limits import LimitStage
 from edgetun_exitnode.pipeline.router import PlanBuilder, RouteChain, Router
+from edgetun_exitnode.pipeline.streams import StreamPlans
 from edgetun_exitnode.sessions.acceptor import SessionAcceptor
 from edgetun_exitnode.sessions.door import Door
 from edgetun_exitnode.sessions.registry import SessionRegistry
@@ -98,6 +101,7 @@ class ExitNode:
         """Whether the first visitor would be answered though no agent has come here yet."""
         self._plans = PlanBuilder(self._build_route)
         self._requests = RateMeter(clock())
+        self.streams = StreamFronts(StreamPlans(self._build_forward), self.limits.front, clock)
 
     def join(self, mesh: Mesh) -> None:
         """From now on what this node holds no session of is relayed to who does."""
@@ -115,6 +119,17 @@ class ExitNode:
             self.mesh.retain(rule.id for rule in snapshot.tunnels)
         for gone in [tunnel for tunnel in self.cache_stats if tunnel not in self.router.table.plans]:
             del self.cache_stats[gone]
+        streams = self.streams
+        streams.trusted = TrustedNetworks(snapshot.pool_rule.trusted_proxies)
+        plans = self.router.table.plans
+        per_address = snapshot.pool_rule.max_connections_per_address
+        streams.drop(streams.plans.apply(snapshot.tunnels, lambda tunnel: plans[tunnel].counters, per_address))
+        streams.follow()
+
+    def _build_forward(self, tunnel: TunnelRule, route: RouteRule) -> Handler:
+        """The one stage of a TCP or UDP tunnel."""
+        counters = self.router.table.plans[tunnel.id].counters
+        return ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
 
     def purge(self, order: PurgeOrder) -> PurgeReport:
         """Takes responses out of this node's cache; another node's are that node's."""
@@ -167,12 +182,16 @@ class ExitNode:
     async def listen_https(self, host: str, port: int, certificates: CertificateStore) -> Front:
         """Serves visitors over TLS. Raises AddressUnavailable."""
         try:
-            front = await serve_https(self.context, host, port, certificates)
+            front = await serve_https(self.context, host, port, certificates, streams=self.streams)
         except OSError as error:
             raise explain(error, host, port, "--https-port") from error
         self.fronts.append(front)
         self.router.https_port = front.port
         return front
+
+    async def listen_streams(self, host: str) -> Mapping[tuple[str, int], ConfigError]:
+        """Serves TCP and UDP tunnels at their ports, as snapshots name them; returns the ports that cannot be had now."""
+        return await self.streams.listen(host)
 
     async def listen_tunnel(
         self,
@@ -213,7 +232,7 @@ class ExitNode:
         self.acceptor.on_change()
         for runner in self.acceptor.runners:
             runner.drain(deadline_s, "the exit node is going away")
-        await asyncio.gather(*(front.drain(deadline_s) for front in self.fronts))
+        await asyncio.gather(self.streams.drain(deadline_s), *(front.drain(deadline_s) for front in self.fronts))
         if self.mesh is not None:
             await self.mesh.drain(max(0.0, until - self._clock()))
         for runner in self.acceptor.runners:
@@ -222,6 +241,7 @@ class ExitNode:
 
     async def close(self) -> None:
         """Closes every socket."""
+        self.streams.close()
         for front in self.fronts:
             front.close()
         if self.mesh is not None:

@@ -23,6 +23,7 @@ from edgetun_control.regions import ClusterRegions
 from edgetun_control.server import ControlEntrance, build_app
 from edgetun_control.stores.kubernetes import KubernetesStore, Seen
 from edgetun_core.api.exitpool import ExitPool
+from edgetun_core.api.streams import numbers
 from edgetun_core.errors import AddressUnavailable
 from edgetun_core.pki import ServerIdentity
 
@@ -100,7 +101,12 @@ class ClusterControl:
         regions = ClusterRegions(self.store, self.publisher, self.fleet)
         placement = FleetPlacement(regions)
         self.orders = OrderGiver(self.fleet, regions, self.agents)
-        settings = ControlSettings(domain=domain, own_hostnames=names, most_watchers=max_connections * 3 // 4)
+        settings = ControlSettings(
+            domain=domain,
+            own_hostnames=names,
+            most_watchers=max_connections * 3 // 4,
+            ports=lambda kind: self._ports(adhoc_pool, kind),
+        )
         self.control = Control(settings, self.store, self.publisher, placement, clock=clock)
         self.control.on_registered = self.agents.registered
         self._max_connections = max_connections
@@ -110,6 +116,10 @@ class ClusterControl:
         self._identity: ServerIdentity | None = None
         self.port = 0
         self.exit_port = 0
+
+    def _ports(self, pool: str, kind: str) -> list[int]:
+        found = self.store.claims.pools.get(pool)
+        return numbers(found.spec.ports.ranges(kind)) if found is not None else []
 
     async def start(self, host: str, port: int, exit_port: int, *, wait_s: float = 60.0) -> None:
         """Raises `ClusterError`, `AddressUnavailable`."""

@@ -12,6 +12,7 @@ from edgetun_control.registry import adhoc_tunnel_id
 from edgetun_control.store import Claim, StoreState
 from edgetun_core.api.exitpool import ExitPool, ExitPoolSpec, Region
 from edgetun_core.api.meta import Metadata, Resource
+from edgetun_core.api.streams import every_port
 from edgetun_core.api.tunnel import Tunnel
 from edgetun_core.compile import Plan
 from edgetun_core.credentials import TokenState
@@ -61,15 +62,16 @@ def compile_state(state: StoreState, pool: str, region: str, now: float) -> Comp
     return Compiled(
         tunnels=snapshot.tunnels,
         pool_rule=snapshot.pool_rule,
-        manifest_tunnels={rule.id: rule.hostnames for rule in snapshot.tunnels if rule.id in manifest_ids},
+        manifest_tunnels={rule.id: rule.address_names for rule in snapshot.tunnels if rule.id in manifest_ids},
         problems=tuple(problems),
         problem_by_tunnel=by_tunnel,
     )
 
 
 def _build_pool(name: str, region: str) -> ExitPool:
-    """A server without an ExitPool of its own serves any hostname; tokens and their patterns bound what agents may claim."""
-    return ExitPool(metadata=Metadata(name=name), spec=ExitPoolSpec(regions=[Region(name=region)], domains=["*"]))
+    """A server without an ExitPool of its own serves any hostname and port; tokens and their patterns bound what agents may claim."""
+    spec = ExitPoolSpec.model_construct(regions=[Region(name=region)], domains=["*"], ports=every_port())
+    return ExitPool.model_construct(metadata=Metadata(name=name), spec=spec)
 
 
 @lru_cache(maxsize=4096)

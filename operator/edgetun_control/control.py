@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -39,6 +39,8 @@ class ControlSettings:
     credential_lifetime_s: float = CREDENTIAL_LIFETIME_S
     most_names_per_token: int = MOST_NAMES_PER_TOKEN
     most_watchers: int = MOST_WATCHERS
+    ports: Callable[[str], Sequence[int]] = lambda _: ()
+    """Ports that agents may take for tunnels of their own, of `"tcp"` or `"udp"`."""
 
 
 class Published(Protocol):
@@ -191,14 +193,21 @@ class Control:
 
     def _ground(self, request: EnrollRequest, token: TokenRecord) -> Ground:
         publisher = self._publisher
+        tunnels = publisher.manifest_tunnels if request.adhoc is not None else publisher.manifest_tunnels_of(token)
+        if not request.carries and request.adhoc is None:
+            # An agent of an older version stops at an origin that it does not understand.
+            tunnels = {name: found for name, found in tunnels.items() if not self._is_stream(name)}
         return Ground(
             domain=self.settings.domain,
             own_hostnames=self.settings.own_hostnames,
-            manifest_tunnels=publisher.manifest_tunnels
-            if request.adhoc is not None
-            else publisher.manifest_tunnels_of(token),
+            manifest_tunnels=tunnels,
             claims=self._store.state.claims,
+            ports=self.settings.ports,
         )
+
+    def _is_stream(self, tunnel_id: str) -> bool:
+        rule = self._publisher.rule(tunnel_id)
+        return rule is not None and rule.stream is not None
 
     def _respond(
         self, request: EnrollRequest, token: TokenRecord, services: tuple[str, ...], now: float

@@ -147,7 +147,7 @@ class FleetPublisher:
             tunnels=tunnels,
             credential_keys=tuple(key.public for key in state.signing_keys),
             revoked_tokens=decide_ended_tokens(state, self._clock()),
-            pool_rule=pool_rule(found.spec.limits) if found is not None else PoolRule(),
+            pool_rule=pool_rule(found.spec) if found is not None else PoolRule(),
         )
 
     # ---- changes
@@ -206,7 +206,7 @@ class FleetPublisher:
     def _look_at(self, tunnel_id: str) -> None:
         tunnel: Tunnel | None = self._store.claims.tunnel(tunnel_id)
         verdict = self._store.claims.verdict(tunnel_id) if tunnel is not None else None
-        if tunnel is None or verdict is None or not verdict.hostnames:
+        if tunnel is None or verdict is None or not verdict.served:
             self._rules.pop(tunnel_id, None)
             self._specs.pop(tunnel_id, None)
             self._manifests.pop(tunnel_id, None)
@@ -216,7 +216,7 @@ class FleetPublisher:
         self._rules[tunnel_id] = rule
         self._specs[tunnel_id] = tunnel.spec
         if tunnel_id not in self._adhoc:
-            self._manifests[tunnel_id] = rule.hostnames
+            self._manifests[tunnel_id] = rule.address_names
             self._by_namespace.setdefault(tunnel_id.partition("/")[0], set()).add(tunnel_id)
 
     def _watch_ends(self) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from edgetun_control.readable_names import readable_name
 from edgetun_control.store import Claim
@@ -39,9 +41,11 @@ class Ground:
     own_hostnames: frozenset[str] = frozenset()
     """Names of the server itself, which no tunnel may have."""
     manifest_tunnels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Tunnels of manifests: id -> hostnames, also wildcards."""
+    """Tunnels of manifests: id -> hostnames, also wildcards, or a port as `tcp/5432`."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
     """By hostname."""
+    ports: Callable[[str], Sequence[int]] = lambda _: ()
+    """Ports that agents may take, of `"tcp"` or `"udp"`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,12 @@ def decide_token(token: TokenRecord, now: float) -> Refused | None:
             return Refused("TokenExpired", f"the cluster token {token.id} ended at {ended}", "ask for a new one")
 
 
+def stream_kind(adhoc: AdHocTunnel) -> str:
+    """`"tcp"` or `"udp"` when a tunnel carries that, else empty."""
+    scheme = adhoc.origin_url.partition("://")[0]
+    return scheme if scheme in ("tcp", "udp") else ""
+
+
 def adhoc_tunnel_id(claim: Claim) -> str:
     """The id of a claim's tunnel: the token is its namespace, so tokens cannot speak of each other's tunnels."""
     return f"{adhoc_namespace(claim.token_id)}/{claim.hostname}"
@@ -140,9 +150,66 @@ def _check_request(request: EnrollRequest) -> Refused | None:
         check_host_header(request.adhoc.host_header)
     except ValueError as error:
         return Refused("InvalidRequest", f"the origin {error}")
+    refused = _check_stream(request.adhoc)
+    if refused is not None:
+        return refused
     if not 0 <= request.adhoc.cache_ttl_s <= MAX_CACHE_TTL_S:
         return Refused("InvalidRequest", "the cache time is not between 0 and 7 days", "write for example --cache 1s")
     return None
+
+
+def _check_stream(adhoc: AdHocTunnel) -> Refused | None:
+    kind = stream_kind(adhoc)
+    allowed = {"tcp": ("", "v1", "v2"), "udp": ("", "v2")}.get(kind, ("",))
+    if adhoc.proxy_protocol not in allowed:
+        why = "UDP has PROXY protocol v2 only" if kind == "udp" else "PROXY protocol is for TCP and UDP"
+        return Refused("InvalidRequest", why, "choose another --proxy-protocol, or leave it away")
+    if not 0 <= adhoc.port <= 65535 or (adhoc.port and not kind):
+        return Refused("InvalidRequest", "--port is for tcp:// and udp:// origins", "leave it away")
+    if adhoc.host and kind and (adhoc.port or kind == "udp"):
+        return Refused("InvalidRequest", "a port has no hostname", "give either --host or --port; UDP has ports only")
+    if kind and adhoc.cache_ttl_s:
+        return Refused("InvalidRequest", f"{kind.upper()} is not cached", "leave --cache away")
+    return None
+
+
+def _choose_port(kind: str, claim: Claim, ground: Ground) -> int | Refused:
+    """The port of a tunnel that has no hostname: the one asked for, the one it had, or the first that is free."""
+    allowed = ground.ports(kind)
+    if not allowed:
+        return Refused(
+            "NoPorts",
+            f"this server gives no {kind.upper()} ports away",
+            f"ask the administrator for some (edgetun serve --{kind}-ports, or spec.ports of the ExitPool)",
+        )
+    others = {
+        one.tunnel.port
+        for one in ground.claims.values()
+        if one.hostname != claim.hostname and stream_kind(one.tunnel) == kind
+    }
+    names = {name for names in ground.manifest_tunnels.values() for name in names}
+    wanted = claim.tunnel.port
+    if wanted:
+        if wanted not in allowed:
+            return Refused(
+                "PortNotAllowed",
+                f"this server does not give {kind.upper()} port {wanted} away",
+                "leave --port away, or choose another",
+            )
+        if wanted in others or f"{kind}/{wanted}" in names:
+            return Refused(
+                "PortTaken", f"{kind.upper()} port {wanted} is taken by another tunnel", "choose another --port"
+            )
+        return wanted
+    standing = ground.claims.get(claim.hostname)
+    before = standing.tunnel.port if standing is not None and stream_kind(standing.tunnel) == kind else 0
+    free = (port for port in allowed if port not in others and f"{kind}/{port}" not in names)
+    if before and before in allowed and f"{kind}/{before}" not in names:
+        return before
+    found = next(free, 0)
+    return found or Refused(
+        "NoPorts", f"every {kind.upper()} port of this server is taken", "ask the administrator for more"
+    )
 
 
 def _choose_manifest_tunnels(want: tuple[str, ...], token: TokenRecord, ground: Ground) -> tuple[str, ...] | Refused:
@@ -191,7 +258,14 @@ def _decide_claim(agent_id: str, adhoc: AdHocTunnel, token: TokenRecord, ground:
     standing = ground.claims.get(hostname)
     if standing is not None and standing.token_id != token.id:
         return name_taken(hostname)
-    return Claim(hostname, token.id, agent_id, adhoc, standing.created if standing is not None else now)
+    claim = Claim(hostname, token.id, agent_id, adhoc, standing.created if standing is not None else now)
+    kind = stream_kind(adhoc)
+    if kind and not adhoc.host:
+        port = _choose_port(kind, claim, ground)
+        if isinstance(port, Refused):
+            return port
+        claim = msgspec.structs.replace(claim, tunnel=msgspec.structs.replace(adhoc, port=port))
+    return claim
 
 
 def _expand_host(host: str, ground: Ground) -> str | Refused:

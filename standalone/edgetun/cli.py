@@ -31,6 +31,11 @@ COMMANDS: dict[str, Command] = {
     "http": Command(
         "put a local HTTP server behind an exit node, here and now", "edgetun.settings:HttpSettings", "edgetun.http:run"
     ),
+    "tcp": Command(
+        "put a local TCP service behind an exit node, here and now",
+        "edgetun.settings:TcpSettings",
+        "edgetun.streams:run_tcp",
+    ),
     "up": Command("run the tunnels of manifest files, here and now", "edgetun.settings:UpSettings", "edgetun.up:run"),
     "serve": Command(
         "be a public exit node that agents connect to", "edgetun.settings:ServeSettings", "edgetun.serve:run"

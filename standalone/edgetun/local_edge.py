@@ -12,7 +12,7 @@ from edgetun_agent.observe import AgentListener, RecentRequests
 from edgetun_agent.serve import Origins
 from edgetun_core.errors import ConfigError
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.snapshot import Snapshot
+from edgetun_core.snapshot import Snapshot, TunnelRule
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.node import ExitNode, NodeLimits
 
@@ -50,7 +50,10 @@ class LocalEdge:
         self, host: str, http_port: int, https_port: int, state: Path, certificates: Iterable[tuple[Path, Path]] = ()
     ) -> None:
         """Opens the fronts; a port of -1 leaves one out. Raises AddressUnavailable."""
-        if http_port < 0 and https_port < 0:
+        taken = await self.node.listen_streams(host)
+        if http_port < 0 and https_port < 0 and not self.node.streams.ports:
+            for problem in taken.values():
+                raise problem
             raise ConfigError(
                 "nothing to listen on: --http-port and --https-port are both -1", remedy="give one a port"
             )
@@ -65,6 +68,15 @@ class LocalEdge:
             )
             self.https_port = (await self.node.listen_https(host, https_port, store)).port
             self._making_ca = asyncio.create_task(self._make_ca(ca, not given), name="make the development CA")
+
+    def urls_of(self, tunnel: TunnelRule, host: str) -> list[str]:
+        """Where visitors find a tunnel; `host` is what is listened on."""
+        stream = tunnel.stream
+        if stream is None:
+            return [url for hostname in tunnel.hostnames for url in self.urls(hostname)]
+        if stream.port:
+            return [f"{stream.kind}://{f'[{host}]' if ':' in host else host}:{stream.port}"]
+        return [f"tls://{hostname}:{self.https_port}" for hostname in tunnel.hostnames if self.https_port >= 0]
 
     def urls(self, hostname: str) -> list[str]:
         """Where visitors find a hostname."""

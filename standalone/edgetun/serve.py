@@ -39,17 +39,26 @@ async def _run(settings: ServeSettings) -> int:
         state = settings.state or default_state_dir()
         domain = settings.domain or "localhost"
         public_host = settings.public_host or settings.domain or "127.0.0.1"
+        ports = {
+            "tcp": read_ports(settings.tcp_ports, "--tcp-ports"),
+            "udp": read_ports(settings.udp_ports, "--udp-ports"),
+        }
         ca = DevelopmentCA(state / "ca")
         control = FolderControl(
-            state, ControlSettings(domain=domain, own_hostnames=frozenset({public_host, domain})), ca_pem=ca.ca_pem
+            state,
+            ControlSettings(
+                domain=domain, own_hostnames=frozenset({public_host, domain}), ports=lambda kind: ports.get(kind, ())
+            ),
+            ca_pem=ca.ca_pem,
         )
         await control.start()
         # An ExitPool among the manifests in the state folder sets this node's limits and certificates, at its start.
         pools = [found for found in control.store.state.manifests.resources if isinstance(found, ExitPool)]
-        node = ExitNode("serve", limits=NodeLimits.of(pool_rule(pools[0].spec.limits)) if pools else None)
+        node = ExitNode("serve", limits=NodeLimits.of(pool_rule(pools[0].spec)) if pools else None)
         unsubscribe = control.publisher.subscribe(node.apply)
         try:
             await _listen_for_visitors(node, settings, ca, certificates_of(pools))
+            await node.listen_streams(settings.listen)
             identity = ca.identity(list(dict.fromkeys([public_host, "localhost", "127.0.0.1", "::1"])))
             tls_port, quic_port = await node.listen_tunnel(
                 settings.listen,
@@ -58,7 +67,7 @@ async def _run(settings: ServeSettings) -> int:
                 quic_engine=settings.quic_engine,
                 other_protocols={"http/1.1": control.make_protocol, "": control.make_protocol},
             )
-            control.control.visitors = _visitors(node)
+            control.control.visitors = _visitors(node, public_host)
             control.placement.endpoints = (Endpoint(public_host, tls_port, quic_port, node=node.name),)
             control_url = f"https://{_bracketed(public_host)}:{tls_port}"
             remember_server(state, ServerFacts((control_url,), domain))
@@ -69,7 +78,7 @@ async def _run(settings: ServeSettings) -> int:
             )
             await shown.serve(
                 node,
-                lambda: _urls(node),
+                lambda: _urls(node, public_host),
                 metrics=settings.metrics,
                 state=settings.state,
                 notes=lambda: start_here[: 1 if node.registry.sessions else 2],
@@ -103,20 +112,33 @@ async def _listen_for_visitors(
             log.warning("no --certificate is given: browsers will warn of the development CA %s", ca.certificate_file)
 
 
-def _visitors(node: ExitNode) -> VisitorAddress:
+def _visitors(node: ExitNode, host: str = "") -> VisitorAddress:
     """How visitors reach this node: over TLS where it serves that."""
     fronts = {front.scheme.decode(): front.port for front in node.fronts}
     scheme = "https" if "https" in fronts else "http"
-    return VisitorAddress(scheme, fronts.get(scheme, 0))
+    return VisitorAddress(scheme, fronts.get(scheme, 0), host)
 
 
-def _urls(node: ExitNode) -> list[tuple[str, str]]:
-    visitors = _visitors(node)
+def _urls(node: ExitNode, host: str) -> list[tuple[str, str]]:
+    visitors = _visitors(node, host)
     return [
-        (visitors.url(hostname), plan.rule.origins[0].url)
+        (visitors.url_of(plan.rule, name), plan.rule.origins[0].url)
         for plan in node.router.table.plans.values()
-        for hostname in plan.rule.hostnames
+        for name in plan.rule.address_names
     ]
+
+
+def read_ports(text: str, flag: str) -> range:
+    """Reads FROM-TO, a port, or nothing. Raises ConfigError that names the flag."""
+    if not text:
+        return range(0)
+    first, dash, last = text.partition("-")
+    numbers = [
+        int(word) for word in (first, last if dash else first) if word.isascii() and word.isdigit() and len(word) < 6
+    ]
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1] <= 65535:
+        raise ConfigError(f'{flag}: "{text}" is not FROM-TO', remedy="write it as 20000-20099, or a single port")
+    return range(numbers[0], numbers[1] + 1)
 
 
 def _bracketed(host: str) -> str:

@@ -47,6 +47,32 @@ class HttpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TcpSettings:
+    """Puts a local TCP service behind an exit node in this very process: connections to --port go to it."""
+
+    section: ClassVar[str] = "tcp"
+
+    origin: str = setting(
+        REQUIRED, "The local service: a port (5432), HOST:PORT, or unix:///path.sock.", positional=True
+    )
+    port: int = setting(0, "Port for visitors; 0 takes a free one.", minimum=0, maximum=65535)
+    listen: str = setting("127.0.0.1", "Address to listen on.")
+    proxy_protocol: Literal["none", "v1", "v2"] = setting(
+        "none", "Tell the service who the visitor is, by a PROXY protocol header of this version."
+    )
+    max_connections: int = setting(10_000, "Connections at one time; one more is reset.", minimum=1)
+    idle_s: float = setting(3600.0, "Close a connection that carried nothing for so long.", minimum=0.1)
+    trusted_proxy: tuple[str, ...] = setting(
+        (), "Network of a load balancer in front that says by PROXY protocol who the visitor is.", metavar="CIDR"
+    )
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    drain_s: float = setting(10.0, "How long connections may take to end after Ctrl-C.", minimum=0)
+    json: bool = setting(False, "Log as JSON lines.")
+    quiet: bool = setting(False, "Log warnings and errors only, and show no display.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Lowest level to log.")
+
+
+@dataclass(frozen=True, slots=True)
 class UpSettings:
     """Runs the tunnels of manifest files in this very process."""
 
@@ -83,6 +109,12 @@ class ServeSettings:
     http_port: int = setting(80, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     tunnel_port: int = setting(7443, "Port for agents, TCP and UDP; 0 takes a free one.", minimum=0, maximum=65535)
+    tcp_ports: str = setting(
+        "20000-20099",
+        "Ports that agents may take for TCP tunnels of their own, FROM-TO; empty: none.",
+        metavar="FROM-TO",
+    )
+    udp_ports: str = setting("20000-20099", "The same for UDP.", metavar="FROM-TO")
     certificate: tuple[str, ...] = setting(
         (), "CERT.pem:KEY.pem for visitors, chosen by their names; reloaded when they change.", metavar="CERT:KEY"
     )

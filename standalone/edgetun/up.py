@@ -51,7 +51,7 @@ async def _run(settings: UpSettings, snapshot: Snapshot, certificates: tuple[tup
                 follower.add_done_callback(lambda task: shown.signals.stop() if not task.cancelled() else None)
             await shown.serve(
                 edge.node,
-                lambda: _urls(edge),
+                lambda: _urls(edge, settings.listen),
                 recent=edge.recent,
                 origins=edge.origins,
                 metrics=settings.metrics,
@@ -67,16 +67,11 @@ async def _run(settings: UpSettings, snapshot: Snapshot, certificates: tuple[tup
     return ExitCode.OK
 
 
-def _urls(edge: LocalEdge) -> list[tuple[str, str]]:
+def _urls(edge: LocalEdge, host: str) -> list[tuple[str, str]]:
     snapshot = edge.node.snapshot
     if snapshot is None:
         return []
-    return [
-        (url, tunnel.origins[0].url)
-        for tunnel in snapshot.tunnels
-        for hostname in tunnel.hostnames
-        for url in edge.urls(hostname)
-    ]
+    return [(url, tunnel.origins[0].url) for tunnel in snapshot.tunnels for url in edge.urls_of(tunnel, host)]
 
 
 async def _follow(edge: LocalEdge, settings: UpSettings) -> None:

@@ -16,6 +16,7 @@ from typing import BinaryIO, ClassVar, Final, NamedTuple, TextIO
 from edgetun_core.api.exitpool import ExitPool, ExitPoolSpec, Region
 from edgetun_core.api.load import AnyResource, load_files
 from edgetun_core.api.meta import Metadata
+from edgetun_core.api.streams import every_port
 from edgetun_core.api.tunnel import Tunnel
 from edgetun_core.compile import Plan
 from edgetun_core.problem import Problem, has_errors, sort_problems
@@ -71,7 +72,7 @@ def validate_files(paths: Iterable[str | Path], *, stdin: BinaryIO | None = None
 
 
 def assumed_pools(resources: Iterable[AnyResource]) -> tuple[ExitPool, ...]:
-    """The pools that tunnels name, with the regions they name and one called `local`, open to every hostname."""
+    """The pools that tunnels name, with the regions they name and one called `local`, open to every hostname and port."""
     regions: dict[str, dict[str, None]] = {}
     for resource in resources:
         if isinstance(resource, Tunnel):
@@ -82,7 +83,9 @@ def assumed_pools(resources: Iterable[AnyResource]) -> tuple[ExitPool, ...]:
         ExitPool.model_construct(
             metadata=Metadata(name=name, labels={ASSUMED: "true"}),
             spec=ExitPoolSpec.model_construct(
-                regions=[Region.model_construct(name=region) for region in named], domains=["*"]
+                regions=[Region.model_construct(name=region) for region in named],
+                domains=["*"],
+                ports=every_port(),
             ),
         )
         for name, named in sorted(regions.items())

@@ -127,7 +127,7 @@ def test_a_route_is_stored_as_written_since_what_it_leaves_out_is_the_tunnels(
 
 def test_kubectl_get_tunnels(apply: Callable[..., Object], client: KubeClient, kubectl, namespace: str) -> None:
     stored = apply(tunnel(namespace, hostnames=["shop.example.com", "www.example.com"], pool={"name": "fleet"}))
-    header = ["NAME", "HOST", "POOL", "TRANSPORT", "AGENTS", "READY", "AGE"]
+    header = ["NAME", "HOST", "PORT", "POOL", "TRANSPORT", "AGENTS", "READY", "AGE"]
     before = table(kubectl("get", "tunnels", "-n", namespace))
     assert before[0] == header
     assert before[1][:3] == ["shop", "shop.example.com", "fleet"]

@@ -14,7 +14,7 @@ from edgetun_core.enrollment import Endpoint
 from edgetun_core.pki import DevelopmentCA, Trust
 from edgetun_core.snapshot import CacheRule, CollapseRule, OriginRule, RouteRule, Snapshot, TunnelRule
 from edgetun_core.wire.hello import Hello
-from edgetun_exitnode.node import ExitNode
+from edgetun_exitnode.node import ExitNode, NodeLimits
 from support.visitors import Visitor, until
 
 HOST = "shop.test"
@@ -65,9 +65,10 @@ async def whole(
     agent_id: str = "laptop",
     credential_of: Callable[[], str] = credential,
     sessions: int = 2,
+    limits: NodeLimits | None = None,
 ) -> AsyncIterator[Whole]:
     """Starts everything and waits until the tunnel stands; ends all of it."""
-    node = ExitNode("n1")
+    node = ExitNode("n1", limits=limits)
     node.apply(obey)
     origins = Origins(obey.tunnels, probe=False)
     agent: Agent | None = None

@@ -37,7 +37,7 @@ class OriginAddress:
 
 
 def parse_origin_url(url: str) -> OriginAddress:
-    """Takes `http://host:port/prefix`, `https://...` or `unix:///path.sock` apart; raises `ConfigError`."""
+    """Takes `http://host:port/prefix`, `https://...`, `unix:///path.sock`, `tcp://host:port` or `udp://...` apart; raises `ConfigError`."""
     if any(char.isspace() or not char.isprintable() for char in url):
         raise ConfigError(
             f'origin "{url}": a character that no URL has',
@@ -51,9 +51,12 @@ def parse_origin_url(url: str) -> OriginAddress:
                 f'origin "{url}": a unix socket needs an absolute path', remedy="write unix:///path/to.sock"
             )
         return OriginAddress(url, False, "", 0, path, b"localhost", b"")
-    if parts.scheme not in _DEFAULT_PORTS:
+    if parts.scheme in ("tcp", "udp") and parts.path:
+        raise ConfigError(f'origin "{url}": a {parts.scheme} service has no path', remedy="leave it out")
+    if parts.scheme not in (*_DEFAULT_PORTS, "tcp", "udp"):
         raise ConfigError(
-            f'origin "{url}": not an http://, https:// or unix:// URL', remedy="write http://localhost:3000"
+            f'origin "{url}": not an http://, https://, tcp://, udp:// or unix:// URL',
+            remedy="write http://localhost:3000",
         )
     try:
         port = parts.port
@@ -66,7 +69,9 @@ def parse_origin_url(url: str) -> OriginAddress:
         raise ConfigError(f'origin "{url}": no host', remedy="write http://localhost:3000")
     if parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f'origin "{url}": only host, port and path may stand in it', remedy="leave the rest out")
-    default = _DEFAULT_PORTS[parts.scheme]
+    default = _DEFAULT_PORTS.get(parts.scheme, 0)
+    if not (port or default):
+        raise ConfigError(f'origin "{url}": no port', remedy=f"write {parts.scheme}://localhost:5432")
     try:
         host = host if host.isascii() else host.encode("idna").decode("ascii")
         shown = f"[{host}]" if ":" in host else host
@@ -91,6 +96,18 @@ def read_origin(text: str) -> str:
     if text.isascii() and text.isdigit():
         text = f"localhost:{text}"
     url = text if "://" in text else f"http://{text}"
+    parse_origin_url(url)
+    return url
+
+
+def read_stream_origin(text: str, kind: str) -> str:
+    """The same for a TCP or UDP service (`kind`): a port, HOST:PORT, `tcp://...`, and `unix:///path.sock` for TCP."""
+    if text.isascii() and text.isdigit():
+        text = f"localhost:{text}"
+    url = text if "://" in text else f"{kind}://{text}"
+    scheme = url.partition("://")[0]
+    if scheme != kind and not (kind == "tcp" and scheme == "unix"):
+        raise ConfigError(f'origin "{text}": not a {kind}:// URL', remedy=f"write a port, or {kind}://localhost:5432")
     parse_origin_url(url)
     return url
 

@@ -69,6 +69,10 @@ class Reason:
     HOSTNAME_NOT_ALLOWED: Final = "HostnameNotAllowed"
     HOSTNAME_CONFLICT: Final = "HostnameConflict"
     HOSTNAME_RESERVED: Final = "HostnameReserved"
+    PORT_NOT_ALLOWED: Final = "PortNotAllowed"
+    """The pool does not give the port away (`spec.ports`)."""
+    PORT_CONFLICT: Final = "PortConflict"
+    """An older tunnel of the pool has the port."""
     PARTIALLY_ACCEPTED: Final = "PartiallyAccepted"
     """Some hostnames are served and some are refused; the message names them."""
 

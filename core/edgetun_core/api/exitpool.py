@@ -11,12 +11,13 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from edgetun_core.api.certificates import Certificate
 from edgetun_core.api.meta import Column, Resource, ready_columns
 from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, StatusModel, repeated, told_above
-from edgetun_core.api.names import PERCENTAGE_PATTERN, Domain, Label, check_count_or_percent
+from edgetun_core.api.names import PERCENTAGE_PATTERN, Domain, Label, Network, check_count_or_percent
 from edgetun_core.api.pods import NodeSelector, PodTemplate, TopologySpread
 from edgetun_core.api.policies import overlay
 from edgetun_core.api.quantities import Bytes, Duration
 from edgetun_core.api.scaling import Autoscaling, Replicas, ServiceSpec
 from edgetun_core.api.status import Status
+from edgetun_core.api.streams import PoolPorts
 from edgetun_core.quantities import quoted
 
 MAX_POOL_NAME = 30
@@ -183,7 +184,7 @@ class ExitPoolSpec(RuledModel):
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {
-            "namespaceSelector", "template", "image", "mesh", "dns", "externalDns", "network", "ports", "listeners", "issuer",
+            "namespaceSelector", "template", "image", "mesh", "dns", "externalDns", "network", "listeners", "issuer",
             "issuerRef", "access", "waf", "timeouts", "logging", "tracing", "capacity", "nodeSelector", "default",
             "compression", "http2", "http3",
         }
@@ -206,6 +207,18 @@ class ExitPoolSpec(RuledModel):
         default_factory=list,
         max_length=64,
         description="Certificates for visitors. Other hosts get one from edgetun's own CA.",
+    )
+    ports: PoolPorts = Field(
+        default_factory=PoolPorts, description="Ports that TCP and UDP tunnels may take; none by default."
+    )
+    trusted_proxies: list[Network] = Field(
+        default_factory=list,
+        max_length=64,
+        description=(
+            "Networks of load balancers before the exit nodes that say by PROXY protocol (v1 or v2) who a visitor is. What "
+            "comes from them must begin with it; nobody else's is read."
+        ),
+        examples=[["10.0.0.0/8"]],
     )
     limits: PoolLimits = Field(default_factory=PoolLimits, description="Bounds of every exit node.")
     allowed_namespaces: AllowedNamespaces = Field(

@@ -19,7 +19,7 @@ DOMAIN_PATTERN: Final = r"^(\*|(\*\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0
 PATH_PATTERN: Final = r"^/[-A-Za-z0-9._~!$&'()*+,;=:@%/]*$"
 FIELD_NAME_PATTERN: Final = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 FIELD_VALUE_PATTERN: Final = r"^[\t\x20-\x7e]*$"
-ORIGIN_URL_PATTERN: Final = r"^(https?://[^/?#@\s]+(/[^?#\s]*)?|unix:///[^?#\s]+)$"
+ORIGIN_URL_PATTERN: Final = r"^(https?://[^/?#@\s]+(/[^?#\s]*)?|(tcp|udp)://[^/?#@\s]+|unix:///[^?#\s]+)$"
 MEDIA_RANGE_PATTERN: Final = (
     r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,62}/(\*|\*\+[A-Za-z0-9!#$&^_.-]{1,62}|[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126})$"
 )
@@ -198,12 +198,12 @@ def check_media_range(value: str) -> str:
 
 
 def check_origin_url(value: str) -> str:
-    """Where a local server listens: `http://host[:port][/path]`, `https://...` or `unix:///path.sock`."""
+    """Where a local server listens: `http://host[:port][/path]`, `https://...`, `unix:///path.sock`, `tcp://host:port`, `udp://...`."""
     remedy = "write http://localhost:3000, https://localhost:3443 or unix:///run/app.sock"
     scheme, separator, rest = value.partition("://")
-    if separator and scheme in ("tcp", "udp", "h2c", "tls", "grpc"):
+    if separator and scheme in ("h2c", "tls", "grpc"):
         raise ValueError(f"{quoted(value)}: {scheme}:// origins are not available in this version; {remedy}")
-    if not separator or scheme not in ("http", "https", "unix"):
+    if not separator or scheme not in ("http", "https", "unix", "tcp", "udp"):
         raise ValueError(f"{quoted(value)} is not an origin; {remedy}")
     if any(char.isspace() or not char.isprintable() for char in value) or not value.isascii():
         raise ValueError(f"{quoted(value)} has a character that a URL cannot hold; write it percent-encoded")
@@ -224,6 +224,8 @@ def check_origin_url(value: str) -> str:
         port = urlsplit(value).port
     except ValueError:
         port = 0
+    if scheme in ("tcp", "udp") and (not port or "/" in rest):
+        raise ValueError(f"{quoted(value)} does not name a host and port; write {scheme}://localhost:5432")
     if port == 0:
         raise ValueError(f"{quoted(value)}: a port is a number from 1 to 65535; {remedy}")
     if path:

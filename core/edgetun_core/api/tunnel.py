@@ -17,6 +17,7 @@ from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, Origin
 from edgetun_core.api.policies import CachePolicy, CollapsePolicy, CompressionPolicy, HeaderPolicy, LimitPolicy, overlay
 from edgetun_core.api.quantities import Duration
 from edgetun_core.api.status import Status
+from edgetun_core.api.streams import TcpExposure, UdpExposure
 from edgetun_core.quantities import quoted
 
 DEFAULT_POOL = "default"
@@ -122,7 +123,6 @@ class Origin(ApiModel):
         {
             "protocol",
             "weight",
-            "proxyProtocol",
             "retries",
             "circuitBreaker",
             "outlier",
@@ -136,7 +136,7 @@ class Origin(ApiModel):
     url: OriginUrl = Field(
         description=(
             "`http://host:port`, `https://host:port` (an optional path is put before every request's) or `unix:///path.sock`, "
-            "as seen from the agent."
+            "as seen from the agent. With `spec.tcp`: `tcp://host:port` or `unix:///path.sock`; with `spec.udp`: `udp://host:port`."
         ),
         examples=["http://localhost:3000"],
     )
@@ -152,6 +152,13 @@ class Origin(ApiModel):
     )
     health: OriginHealth | None = Field(
         default=None, description="A path that the agent asks at intervals; left out: none."
+    )
+    proxy_protocol: Literal["none", "v1", "v2"] = Field(
+        default="none",
+        description=(
+            "How the local service of a TCP or UDP tunnel learns who the visitor is: a PROXY protocol header of this version "
+            "before the first byte (TCP), or of `v2` before every datagram (UDP)."
+        ),
     )
 
 
@@ -249,8 +256,71 @@ def _one_way_to_name_origins(spec: TunnelSpec) -> Iterator[Broken]:
 
 
 def _http_needs_a_hostname(spec: TunnelSpec) -> Iterator[Broken]:
-    if not spec.hostnames:
+    if not spec.hostnames and spec.stream is None:
         yield Broken(("hostnames",), "names no host; add one, such as shop.example.com")
+
+
+def _tcp_or_udp(spec: TunnelSpec) -> Iterator[Broken]:
+    if spec.tcp is not None and spec.udp is not None:
+        yield Broken(("udp",), "stands beside tcp; make two tunnels")
+
+
+def _names_or_a_port(spec: TunnelSpec) -> Iterator[Broken]:
+    if spec.tcp is not None and spec.tcp.passthrough and not spec.hostnames:
+        yield Broken(("hostnames",), "names no host; passthrough tells connections apart by it, such as db.example.com")
+    elif spec.stream is not None and not (spec.tcp is not None and spec.tcp.passthrough) and spec.hostnames:
+        kind = "tcp" if spec.tcp is not None else "udp"
+        remedy = "; remove it, or write tcp: {passthrough: true}" if spec.tcp is not None else "; remove it"
+        yield Broken(("hostnames",), f"has no effect with {kind}.port, where any name leads to the port{remedy}")
+
+
+def _origin_fits(spec: TunnelSpec) -> Iterator[Broken]:
+    places: list[tuple[Location, Origin]] = [(("origin",), spec.origin)] if spec.origin is not None else []
+    places += [(("origins", index), origin) for index, origin in enumerate(spec.origins)]
+    for where, origin in places:
+        scheme = origin.url.partition("://")[0]
+        if spec.tcp is not None and scheme not in ("tcp", "unix"):
+            yield Broken((*where, "url"), f"{quoted(origin.url)} is no TCP service; write tcp://localhost:5432")
+        elif spec.udp is not None and scheme != "udp":
+            yield Broken((*where, "url"), f"{quoted(origin.url)} is no UDP service; write udp://localhost:53")
+        elif spec.stream is None and scheme in ("tcp", "udp"):
+            yield Broken(
+                (*where, "url"),
+                f"{quoted(origin.url)} is no HTTP server; add {scheme}: {{port: 5432}} to spec, or write http://localhost:3000",
+            )
+
+
+def _proxy_protocol_fits(spec: TunnelSpec) -> Iterator[Broken]:
+    for index, origin in enumerate(spec.origins):
+        if origin.proxy_protocol != "none":
+            yield Broken(("origins", index, "proxyProtocol"), "is for TCP and UDP tunnels; HTTP origins get Forwarded")
+    if spec.origin is None or spec.origin.proxy_protocol == "none":
+        return
+    if spec.stream is None:
+        yield Broken(("origin", "proxyProtocol"), "is for TCP and UDP tunnels; HTTP origins get Forwarded")
+    elif spec.udp is not None and spec.origin.proxy_protocol != "v2":
+        yield Broken(("origin", "proxyProtocol"), "is v1, which UDP does not have; write v2")
+
+
+def _no_http_policies(spec: TunnelSpec) -> Iterator[Broken]:
+    if spec.stream is None:
+        return
+    kind = "tcp" if spec.tcp is not None else "udp"
+    said = {
+        "origins": bool(spec.origins),
+        "routes": bool(spec.routes),
+        "cache": spec.cache != CachePolicy(),
+        "collapse": spec.collapse != CollapsePolicy(),
+        "compression": spec.compression != CompressionPolicy(),
+        "headers": spec.headers != HeaderPolicy(),
+        "forceHttps": spec.force_https,
+    }
+    for name in (name for name, is_said in said.items() if is_said):
+        yield Broken((name,), f"is for HTTP and has no effect with {kind}; remove it")
+    if spec.limits.max_request_body_bytes:
+        yield Broken(("limits", "maxRequestBodyBytes"), f"is for HTTP and has no effect with {kind}; remove it")
+    if spec.origin is not None and spec.origin.health is not None:
+        yield Broken(("origin", "health"), f"is for HTTP and has no effect with {kind}; remove it")
 
 
 def _routes_name_known_origins(spec: TunnelSpec) -> Iterator[Broken]:
@@ -322,23 +392,32 @@ class TunnelSpec(RuledModel):
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {
-            "access", "waf", "mock", "mocks", "shadow", "failover", "standby", "webhook", "webhooks", "tcp", "udp",
+            "access", "waf", "mock", "mocks", "shadow", "failover", "standby", "webhook", "webhooks",
             "tls", "certificates", "certificate", "proxyProtocol", "replicas", "loadBalancing", "retries", "circuitBreaker",
             "bandwidth", "inspect", "inspector", "reclaimPolicy", "port", "ports", "http2", "http3", "logging", "suspend", "wake",
         }
     )  # fmt: skip
 
-    reserved_values: ClassVar[dict[str, frozenset[str]]] = {"protocol": frozenset({"tcp", "udp", "tls", "grpc", "h2c"})}
+    reserved_values: ClassVar[dict[str, frozenset[str]]] = {"protocol": frozenset({"grpc", "h2c"})}
 
     protocol: Literal["http"] = Field(
         default="http",
-        description="What visitors speak: `http` (HTTP/1.1 with WebSocket and event streams, plain and over TLS).",
+        description=(
+            "What visitors speak: `http` (HTTP/1.1 with WebSocket and event streams, plain and over TLS). For anything else "
+            "write `tcp` or `udp`."
+        ),
     )
     hostnames: list[Hostname] = Field(
         default_factory=list,
         max_length=64,
-        description="Hosts that lead here; at least one. A leading `*.` stands for exactly one more label; an exact name wins over it.",
+        description="Hosts that lead here; at least one, but for ports of `tcp` and `udp`. A leading `*.` stands for exactly one more label; an exact name wins over it.",
         examples=[["shop.example.com", "*.shop.example.com"]],
+    )
+    tcp: TcpExposure | None = Field(
+        default=None, description="Carries TCP connections instead of HTTP.", examples=["{port: 5432}"]
+    )
+    udp: UdpExposure | None = Field(
+        default=None, description="Carries UDP datagrams instead of HTTP.", examples=["{port: 53}"]
     )
     pool: PoolChoice = Field(default_factory=PoolChoice, description="Which exit nodes serve the tunnel.")
     origin: Origin | None = Field(
@@ -384,9 +463,42 @@ class TunnelSpec(RuledModel):
             _one_way_to_name_origins,
         ),
         Rule(
-            "self.protocol != 'http' || size(self.hostnames) > 0",
+            "has(self.tcp) || has(self.udp) || size(self.hostnames) > 0",
             "an http tunnel needs a hostname",
             _http_needs_a_hostname,
+        ),
+        Rule(
+            "!has(self.tcp) || !has(self.udp)",
+            "say either tcp or udp; two tunnels can share a port number",
+            _tcp_or_udp,
+        ),
+        Rule(
+            "!(has(self.tcp) || has(self.udp)) || (has(self.tcp) && self.tcp.passthrough) == (size(self.hostnames) > 0)",
+            "hostnames go with tcp.passthrough, and a port has none",
+            _names_or_a_port,
+        ),
+        Rule(
+            "!has(self.origin) || (has(self.tcp) ? self.origin.url.matches('^(tcp|unix)://')"
+            " : has(self.udp) ? self.origin.url.startsWith('udp://') : !self.origin.url.matches('^(tcp|udp)://'))",
+            "origin.url does not fit: tcp:// goes with tcp, udp:// with udp, http:// and https:// with neither",
+            _origin_fits,
+        ),
+        Rule(
+            "self.origins.all(o, !o.url.matches('^(tcp|udp)://') && o.proxyProtocol == 'none')",
+            "tcp:// and udp:// are for a single origin",
+            told_above,
+        ),
+        Rule(
+            "!has(self.origin) || self.origin.proxyProtocol == 'none' || has(self.tcp)"
+            " || (has(self.udp) && self.origin.proxyProtocol == 'v2')",
+            "origin.proxyProtocol is for tcp (v1, v2) and udp (v2)",
+            _proxy_protocol_fits,
+        ),
+        Rule(
+            "!(has(self.tcp) || has(self.udp)) || (size(self.origins) == 0 && size(self.routes) == 0 && !self.forceHttps"
+            " && self.cache.mode == 'respect' && self.collapse.enabled && !has(self.origin.health))",
+            "origins, routes, cache, collapse, headers, forceHttps and health are for HTTP and have no effect with tcp or udp",
+            _no_http_policies,
         ),
         Rule(
             "self.hostnames.all(h, self.hostnames.exists_one(o, o == h))",
@@ -450,11 +562,24 @@ class TunnelSpec(RuledModel):
         ),
     )
 
+    @property
+    def stream(self) -> TcpExposure | UdpExposure | None:
+        """What the tunnel carries instead of HTTP."""
+        return self.tcp if self.tcp is not None else self.udp
+
+    @property
+    def port_name(self) -> str:
+        """The port that the tunnel wants, as `tcp/5432`; empty when it wants none."""
+        if self.tcp is not None:
+            return f"tcp/{self.tcp.port}" if self.tcp.port is not None else ""
+        return f"udp/{self.udp.port}" if self.udp is not None else ""
+
 
 class TunnelStatus(Status):
     """How the tunnel stands."""
 
     hostnames: list[Hostname] = Field(default_factory=list, max_length=64, description="Hostnames that are served.")
+    port: str = Field(default="", max_length=16, description="Port that is served, as `tcp/5432`.")
     regions: list[Label] = Field(default_factory=list, max_length=64, description="Regions that serve it.")
     url: str = Field(default="", max_length=512, description="Where visitors find it.")
     agents: int = Field(default=0, ge=0, description="Agents that are connected for it.")
@@ -470,6 +595,7 @@ class Tunnel(Resource):
     short_names: ClassVar[tuple[str, ...]] = ("tun",)
     columns: ClassVar[tuple[Column, ...]] = (
         Column("Host", ".spec.hostnames[0]", description="First of its hostnames."),
+        Column("Port", ".status.port", description="Port of a TCP or UDP tunnel."),
         Column("Pool", ".spec.pool.name", description="ExitPool that serves it."),
         Column("Transport", ".status.transport", description="How agents are connected."),
         Column("Agents", ".status.agents", "integer", "Agents that are connected."),

@@ -19,7 +19,8 @@ The rules, which every implementation keeps and `tests/conformance/` checks:
    What is already under way may still be pushed; the overshoot is bounded by one read (64 KiB) or the credit given.
 6. `data` is never empty unless `end` is True. It is `bytes`; the receiver may keep it.
 7. An accepted upgrade: `open` with `head.protocol`, answered by `on_head(status=101 or 2xx to an extended CONNECT)`; from
-   then on `send_data`/`on_data` carry raw bytes until each side says `end`. An upgrade request opens with `end=False`.
+   then on `send_data`/`on_data` carry raw bytes until each side says `end`. An upgrade request opens with `end=False`. The
+   answering side may still call `on_reset` after its own `end`, as long as the requester has not said its own.
 8. Nothing here raises for a peer's sake. An implementation that fails calls `on_reset` with the error.
 """
 

@@ -176,7 +176,7 @@ class Outgoing(Exchange):
 
     def deliver_reset(self, error: EdgetunError) -> None:
         client = self.client
-        is_told = self.receiving != ENDED
+        is_told = self.receiving != ENDED or (self.is_upgrade and self.sending != ENDED)
         self._finish()
         if is_told:
             client.on_reset(error)

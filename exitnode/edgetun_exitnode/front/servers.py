@@ -11,7 +11,7 @@ import heapq
 import socket
 from collections import deque
 from email.utils import formatdate
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgetun_core.errors import LimitExceeded
 from edgetun_core.http.h2.hpack import render_field
@@ -22,6 +22,9 @@ from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.listening import bind_sockets
+
+if TYPE_CHECKING:
+    from edgetun_exitnode.front.ports import StreamFronts
 
 BACKLOG: Final = 4096
 _REFUSED_AT_ONCE: Final = 512
@@ -331,12 +334,18 @@ async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port:
 
 
 async def serve_https(
-    context: FrontContext, host: str, port: int, certificates: CertificateStore, *, reuse_port: bool = False
+    context: FrontContext,
+    host: str,
+    port: int,
+    certificates: CertificateStore,
+    *,
+    reuse_port: bool = False,
+    streams: StreamFronts | None = None,
 ) -> Front:
-    """Serves HTTP/1.1 and HTTP/2 over TLS. Raises OSError when it cannot listen."""
+    """Serves HTTP/1.1 and HTTP/2 over TLS, but for the names that tunnels of `streams` take unopened. Raises OSError when it cannot listen."""
     from edgetun_exitnode.front.tls import TlsFront  # a node without HTTPS needs no TLS
 
     sockets = bind_sockets(host, port, reuse_port=reuse_port, dead_after_s=context.limits.write_stall_s + 15.0)
-    front = TlsFront(context, sockets, certificates)
+    front = TlsFront(context, sockets, certificates, streams)
     await front.start()
     return front

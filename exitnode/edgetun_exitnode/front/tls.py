@@ -18,6 +18,8 @@ from edgetun_exitnode.front.certificates import CertificateStore, handshaking, s
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h2 import H2Connection
+from edgetun_exitnode.front.passthrough import Passthrough
+from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.servers import BACKLOG, Front, normalise_address, peer_of
 
 _log = logging.getLogger(__name__)
@@ -37,8 +39,19 @@ class TlsFront(Front):
     takes_h2_unasked = False  # over TLS it is agreed by ALPN or not at all (RFC 9113 §3.2)
     can_half_close = False  # a TLS connection closes as a whole
 
-    def __init__(self, context: FrontContext, sockets: list[socket.socket], certificates: CertificateStore) -> None:
+    def __init__(
+        self,
+        context: FrontContext,
+        sockets: list[socket.socket],
+        certificates: CertificateStore,
+        streams: StreamFronts | None = None,
+    ) -> None:
         super().__init__(context, sockets)
+        self._passthrough = (
+            Passthrough(streams, self._begin_handshake, self._left_unopened, self.limits.tls_handshake_s)
+            if streams is not None
+            else None
+        )
         self._certificates = certificates
         self._handshakes: dict[asyncio.Task[None], str] = {}
         self._reload_at = self.now + _RELOAD_EVERY_S
@@ -76,11 +89,21 @@ class TlsFront(Front):
 
     def _admit(self, sock: socket.socket, address: str) -> None:
         self.count_address(address)
-        if not self.admits(address, len(self.connections) + len(self._handshakes)):
+        if not self.admits(address, len(self.connections) + len(self._handshakes) + self._unsorted):
             self.uncount_address(address)
             self.counters.connections_refused += 1
             sock.close()
-            return
+        elif self._passthrough is not None and self._passthrough.is_needed:
+            self._passthrough.take(sock, address)
+        else:
+            self._begin_handshake(sock, address)
+
+    def _left_unopened(self, address: str) -> None:
+        """A connection is no longer this front's: it goes to a tunnel as it is, or is gone."""
+        self.uncount_address(address)
+        self._notice_empty()
+
+    def _begin_handshake(self, sock: socket.socket, address: str) -> None:
         task = self._loop.create_task(self._shake_hands(sock))
         self._handshakes[task] = address
         task.add_done_callback(self._handshake_over)
@@ -136,10 +159,17 @@ class TlsFront(Front):
         host = host.rstrip(".")
         return host == sni or self._certificates.covers_both(sni, host)
 
+    @property
+    def _unsorted(self) -> int:
+        return self._passthrough.waiting if self._passthrough is not None else 0
+
     def _is_empty(self) -> bool:
-        return not self.connections and not self._handshakes
+        return not self.connections and not self._handshakes and not self._unsorted
 
     def _make_room(self) -> bool:
+        if self._unsorted * 2 > self.limits.max_connections and self._passthrough is not None:
+            self.counters.connections_evicted += 1
+            return self._passthrough.drop_oldest()
         # A handshake under way is the cheapest thing to lose, and the first thing that a flood leaves behind.
         if len(self._handshakes) * 2 > self.limits.max_connections:
             oldest = next(iter(self._handshakes))
@@ -154,6 +184,8 @@ class TlsFront(Front):
         for listening in self._resting:
             self._loop.add_reader(listening, self._accept, listening)
         self._resting.clear()
+        if self._passthrough is not None:
+            self._passthrough.sweep(self.now)
         if self.now >= self._reload_at:
             self._reload_at = self.now + _RELOAD_EVERY_S
             for problem in self._certificates.reload_changed():
@@ -161,5 +193,7 @@ class TlsFront(Front):
 
     def close(self) -> None:
         super().close()
+        if self._passthrough is not None:
+            self._passthrough.close()
         for task in self._handshakes:
             task.cancel()

@@ -89,3 +89,38 @@ class RateMeter:
         if now - samples[-1][0] >= 1.0:
             samples.append((now, total))
         return max(0.0, (total - before) / (now - since)) if now > since else 0.0
+
+
+class StreamCounters:
+    """What happened to one TCP or UDP tunnel's connections (flows) and datagrams."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "connections",
+        "datagrams_in",
+        "datagrams_out",
+        "datagrams_too_large",
+        "dropped",
+        "idle",
+        "refused",
+        "reset_by_origin",
+        "reset_by_visitor",
+    )
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.refused = 0
+        self.idle = 0
+        """Closed since nothing came for too long."""
+        self.reset_by_visitor = 0
+        self.reset_by_origin = 0
+        """By the local service, its agent or the session to it."""
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.datagrams_in = 0
+        self.datagrams_out = 0
+        self.dropped = 0
+        """Datagrams that a full queue or a refused flow did not take."""
+        self.datagrams_too_large = 0
+        """Datagrams larger than the tunnel or the path to the visitor takes."""

@@ -30,6 +30,7 @@ def collect_exit_node(node: ExitNode) -> Iterable[Metric]:
     yield info
     yield from _front(node)
     yield from _tunnels(node)
+    yield from _streams(node)
     yield from _sessions(node)
     yield from _cache(node)
     yield from _compression(node)
@@ -109,6 +110,47 @@ def _tunnels(node: ExitNode) -> Iterator[Metric]:
         seconds.add_metric([label], total.cumulative(), total.total)
     yield from families.values()
     yield seconds
+
+
+def _streams(node: ExitNode) -> Iterator[Metric]:
+    """TCP and UDP tunnels; `edgetun_tunnel_*` count their connections and flows as requests."""
+    plans = sorted(node.streams.plans.plans.items())
+    rows = [(tunnel if number < MAX_TUNNELS else OTHER, plan.state) for number, (tunnel, plan) in enumerate(plans)]
+    open_now: dict[str, int] = {}
+    for label, state in rows:
+        open_now[label] = open_now.get(label, 0) + state.open
+    gauge = GaugeMetricFamily("edgetun_stream_open", "TCP connections and UDP flows open now.", labels=["tunnel"])
+    for label, count in open_now.items():
+        gauge.add_metric([label], count)
+    yield gauge
+    for name, help_text in (
+        ("connections", "TCP connections and UDP flows that were let in."),
+        ("refused", "Refused for a limit."),
+        ("idle", "Closed since nothing came for too long."),
+        ("reset_by_visitor", "TCP connections that the visitor broke off."),
+        ("reset_by_origin", "TCP connections that the local service, its agent or the session to it broke off."),
+        ("bytes_in", "Bytes from visitors."),
+        ("bytes_out", "Bytes to visitors."),
+        ("datagrams_in", "Datagrams from visitors."),
+        ("datagrams_out", "Datagrams to visitors."),
+        ("dropped", "Datagrams that a full queue or a refused flow did not take."),
+        ("datagrams_too_large", "Datagrams larger than the tunnel or the path takes."),
+    ):
+        family = CounterMetricFamily(f"edgetun_stream_{name}", help_text, labels=["tunnel"])
+        sums: dict[str, int] = {}
+        for label, state in rows:
+            sums[label] = sums.get(label, 0) + getattr(state.counters, name)
+        for label, count in sums.items():
+            family.add_metric([label], count)
+        yield family
+    yield _gauge(
+        "edgetun_stream_ports_unavailable",
+        "Ports of tunnels that another program has, or that may not be used.",
+        len(node.streams.problems),
+    )
+    yield _counter(
+        "edgetun_proxy_headers_wrong", "Connections of trusted proxies without a header.", node.streams.wrong_headers
+    )
 
 
 def _sessions(node: ExitNode) -> Iterator[Metric]:

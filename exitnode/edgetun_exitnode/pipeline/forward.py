@@ -14,6 +14,7 @@ from typing import Protocol
 from edgetun_core.errors import Cancelled, Draining, EdgetunError, LimitExceeded, NoSession, SessionLost
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
+from edgetun_core.http.stream import STREAMS
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import RouteRule, TunnelRule
 from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
@@ -133,7 +134,7 @@ class ForwardStage:
             self.counters.refused += 1
             return refuse(client, TooManyConcurrent(self._max_concurrent))
         key = (head, peer.address)
-        prepared = self._memo.get(key)
+        prepared = self._memo.get(key) if head.protocol not in STREAMS else head  # TCP and UDP have no fields to add
         if prepared is None:
             try:
                 prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
@@ -362,6 +363,8 @@ class _Forwarded:
 
     def on_reset(self, error: EdgetunError) -> None:
         if self.is_over:
+            if self._head.protocol in STREAMS and not self._body_done:
+                self._client.on_reset(error)  # only one direction was over (exchange.py, rule 7)
             return
         if self._remote is not None and self._session is not None:
             self._remote.failed(self._session, error)

@@ -84,10 +84,12 @@ def build_tunnel_facts(
     """The status without its conditions."""
     connected = [agent for agent in agents if agent.is_connected]
     transports = sorted({part for agent in connected for part in agent.transport.split(",") if part})
+    port = next((name for name in served if "/" in name), "")
     return {
-        "hostnames": list(served),
+        "hostnames": [name for name in served if name != port],
+        "port": port,
         "regions": list(_regions(tunnel, pool)) if served else [],
-        "url": _url(served),
+        "url": _url(tunnel, served),
         "agents": len(connected),
         "transport": ",".join(transports),
     }
@@ -101,8 +103,11 @@ def _regions(tunnel: Tunnel, pool: PoolSeen | None) -> list[str]:
     return sorted(name for name in names if name not in policy.deny and (not policy.allow or name in policy.allow))
 
 
-def _url(served: Sequence[str]) -> str:
-    first = next((hostname for hostname in served if not hostname.startswith("*.")), "")
+def _url(tunnel: Tunnel, served: Sequence[str]) -> str:
+    if tunnel.spec.tcp is not None:
+        first = next((name for name in served if not name.startswith("*.") and "/" not in name), "")
+        return f"tcp://{first}:443" if first else ""
+    first = next((name for name in served if not name.startswith("*.") and "/" not in name), "")
     return f"https://{first}/" if first else ""
 
 

@@ -24,6 +24,7 @@ from edgetun_operator.desired.fleet import (
     Desired,
     RegionInputs,
     metadata,
+    stream_ports,
 )
 from edgetun_operator.desired.labels import CONFIG, exit_labels, exit_selector
 from edgetun_operator.desired.quantities import canonical_quantity
@@ -80,6 +81,7 @@ def _pod_spec(inputs: RegionInputs) -> Object:
             "runAsGroup": USER_ID,
             "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
+            **_low_ports(inputs),
         },
         "topologySpreadConstraints": [
             {
@@ -105,6 +107,13 @@ def _pod_spec(inputs: RegionInputs) -> Object:
         "priorityClassName": template.priority_class_name,
     }
     return pod | {name: value for name, value in optional.items() if value}
+
+
+def _low_ports(inputs: RegionInputs) -> Object:
+    """Ports below 1024 (DNS, SSH) without root: a sysctl of the pod's own, one of those that Kubernetes calls safe."""
+    if all(port >= 1024 for _, port in stream_ports(inputs.pool)):
+        return {}
+    return {"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]}
 
 
 def _container(inputs: RegionInputs) -> Object:
@@ -197,6 +206,11 @@ def _ports(inputs: RegionInputs) -> list[Object]:
         }
         for name, port, protocol, host_port in found
     ]
+    if uses_host_ports:
+        ports += [
+            {"name": f"{kind}-{port}", "containerPort": port, "protocol": kind.upper(), "hostPort": port}
+            for kind, port in stream_ports(inputs.pool)
+        ]
     return [
         *ports,
         {"name": "relay", "containerPort": RELAY_PORT, "protocol": "TCP"},

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from edgetun_cluster.kinds import EXIT_POOL, Kind, Object
 from edgetun_core.api.exitpool import ExitPool, RegionPlan
+from edgetun_core.api.streams import numbers
 from edgetun_operator.desired.labels import exit_labels, owner_reference
 
 HTTP_PORT: Final = 8080
@@ -59,6 +60,12 @@ class Desired(NamedTuple):
     @property
     def name(self) -> str:
         return str(self.object["metadata"]["name"])
+
+
+def stream_ports(pool: ExitPool) -> list[tuple[str, int]]:
+    """Ports that the pool gives to TCP and UDP tunnels, each with `"tcp"` or `"udp"`."""
+    ports = pool.spec.ports
+    return [(kind, port) for kind in ("tcp", "udp") for port in numbers(ports.ranges(kind))]
 
 
 def region_name(pool: str, region: str) -> str:

@@ -13,6 +13,7 @@ from edgetun_operator.desired.fleet import (
     Desired,
     RegionInputs,
     metadata,
+    stream_ports,
 )
 from edgetun_operator.desired.labels import exit_selector
 
@@ -57,7 +58,7 @@ def _service_ports(inputs: RegionInputs) -> list[Object]:
     ]
     if inputs.fleet.http3:
         found.append(("http3", "UDP", service.ports.https, "http3", service.node_ports.https))
-    return [
+    http: list[Object] = [
         {
             "name": name,
             "protocol": protocol,
@@ -66,6 +67,25 @@ def _service_ports(inputs: RegionInputs) -> list[Object]:
             **({"nodePort": node_port} if node_port is not None and service.type == "NodePort" else {}),
         }
         for name, protocol, port, target, node_port in found
+    ]
+    # Ports of tunnels are the same outside and inside; with NodePort, Kubernetes chooses those of the nodes.
+    streams: list[Object] = [
+        {"name": f"{kind}-{port}", "protocol": kind.upper(), "port": port, "targetPort": port}
+        for kind, port in stream_ports(inputs.pool)
+    ]
+    return http + streams
+
+
+def _stream_ranges(inputs: RegionInputs) -> list[Object]:
+    ports = inputs.pool.spec.ports
+    return [
+        {
+            "port": each.from_,
+            "protocol": kind.upper(),
+            **({"endPort": each.last} if each.last != each.from_ else {}),
+        }
+        for kind in ("tcp", "udp")
+        for each in ports.ranges(kind)
     ]
 
 
@@ -84,7 +104,12 @@ def build_network_policy(inputs: RegionInputs) -> Desired:
                 "podSelector": {"matchLabels": exit_selector(pool.metadata.name, plan.name)},
                 "policyTypes": ["Ingress", "Egress"],
                 "ingress": [
-                    {"ports": [{"port": port, "protocol": protocol} for port, protocol in public]},
+                    {
+                        "ports": [
+                            *({"port": port, "protocol": protocol} for port, protocol in public),
+                            *_stream_ranges(inputs),
+                        ]
+                    },
                     {"from": [peers], "ports": [{"port": RELAY_PORT, "protocol": "TCP"}]},
                     {
                         "from": [{"namespaceSelector": {}}],

@@ -49,7 +49,7 @@ class TunnelReconciler:
         if seen.resource is None:
             verdicts = {"Accepted": decide_accepted(seen.problems)}
             await self._statuses.write(
-                TUNNEL, seen, verdicts, {"hostnames": [], "regions": [], "url": ""}, self._clock()
+                TUNNEL, seen, verdicts, {"hostnames": [], "port": "", "regions": [], "url": ""}, self._clock()
             )
             return
         tunnel = seen.resource
@@ -61,8 +61,8 @@ class TunnelReconciler:
             await self._reserve(tunnel, hostname)
         pool = self._pool(verdict.pool)
         agents = self._agents(key)
-        facts = build_tunnel_facts(tunnel, verdict.hostnames, pool, agents)
-        served = verdict.hostnames if facts["regions"] else ()
+        facts = build_tunnel_facts(tunnel, verdict.served, pool, agents)
+        served = verdict.served if facts["regions"] else ()
         hint = f'no agent is connected; run "edgetun-agent" with a token of namespace {key.namespace}'
         verdicts = decide_tunnel_verdicts(problems, served, pool, agents, hint)
         await self._statuses.write(TUNNEL, seen, verdicts, facts, self._clock())

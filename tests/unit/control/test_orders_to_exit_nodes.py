@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetun_control.exits.orders import (
@@ -129,6 +129,7 @@ def test_nodes_at_another_replica_count_by_the_pools_status() -> None:
     assert len(move.session_ids) == MOST_MOVES
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 150), min_size=1, max_size=4))
 def test_a_spread_ends_and_no_node_gives_away_more_than_its_surplus(counts: list[int]) -> None:
     spreading, now = Spreading(), 0.0

@@ -142,7 +142,9 @@ def test_a_path_that_would_never_match_is_refused_with_its_remedy(path: str, rem
         ("localhost:3000", "write http://localhost:3000"),
         ("3000", "write http://localhost:3000"),
         ("ftp://x", "is not an origin"),
-        ("tcp://localhost:5432", "tcp:// origins are not available in this version"),
+        ("tcp://localhost:5432", "add tcp: {port: 5432} to spec"),
+        ("tcp://localhost", "write tcp://localhost:5432"),
+        ("udp://localhost:53/x", "write udp://localhost:5432"),
         ("http://", "does not name a host"),
         ("http://user:pw@localhost", "holds no user and password"),
         ("http://localhost:99999", "a port is a number from 1 to 65535"),
@@ -188,12 +190,12 @@ def test_an_unknown_field_like_none_that_exists_says_those_there_are() -> None:
     assert message == "spec.collapse.zzzzzz: is not a field; there are enabled, notCollapsible, patience"
 
 
-@pytest.mark.parametrize("name", ["access", "waf", "mocks", "shadow", "failover", "webhooks", "tcp", "udp"])
+@pytest.mark.parametrize("name", ["access", "waf", "mocks", "shadow", "failover", "webhooks"])
 def test_a_field_that_is_planned_says_that_it_is_not_available_yet(name: str) -> None:
     assert told(tunnel(**{name: {"enabled": True}})) == [f"spec.{name}: is not available in this version; remove it"]
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("protocol", ["grpc", "h2c"])
 def test_a_protocol_that_is_planned_says_that_it_is_not_available_yet(protocol: str) -> None:
     assert told(tunnel(protocol=protocol)) == [
         f'spec.protocol: "{protocol}" is not available in this version; write http'

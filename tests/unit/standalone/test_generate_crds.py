@@ -82,7 +82,7 @@ def test_people_see_the_columns_short_names_and_category(kind: type[Resource]) -
     assert (
         columns
         == {
-            "Tunnel": ["Host", "Pool", "Transport", "Agents", "Ready", "Age"],
+            "Tunnel": ["Host", "Port", "Pool", "Transport", "Agents", "Ready", "Age"],
             "ExitPool": ["Regions", "Desired", "Available", "Sessions", "Ready", "Age"],
             "Agent": ["Pool", "Region", "Transport", "RTT", "Since", "Age"],
             "AgentToken": ["Expires", "Last-Used", "Ready", "Age"],
