@@ -124,6 +124,8 @@ class ExitNode:
         plans = self.router.table.plans
         per_address = snapshot.pool_rule.max_connections_per_address
         streams.drop(streams.plans.apply(snapshot.tunnels, lambda tunnel: plans[tunnel].counters, per_address))
+        for tunnel_id, plan in streams.plans.plans.items():
+            plans[tunnel_id].stream = plan.handler
         streams.follow()
 
     def _build_forward(self, tunnel: TunnelRule, route: RouteRule) -> Handler:

@@ -104,7 +104,8 @@ def decode_request(block: bytes) -> RequestHead:
     head = _requests.get(block)
     if head is None:
         head = _check_request(block)
-        if len(block) <= MEMO_BLOCK_BYTES:
+        # Upgrades, and TCP and UDP more so, come with a head of their own each: nobody sends it again.
+        if len(block) <= MEMO_BLOCK_BYTES and head.protocol is None:
             _requests.put(block, head)
     return head
 

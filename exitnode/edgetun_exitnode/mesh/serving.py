@@ -13,6 +13,7 @@ from typing import Protocol
 from edgetun_core.errors import EdgetunError, NoSession, ProtocolError
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
+from edgetun_core.http.stream import STREAMS
 from edgetun_exitnode.mesh.calls import Answering
 from edgetun_exitnode.pipeline.forwarded import LoopDetected
 from edgetun_exitnode.pipeline.relaying import MAX_HOPS, RelayedPeer
@@ -72,6 +73,8 @@ class Serving:
             raise LoopDetected(f"the request passed {relayed.hops} exit nodes")
         table = self._tunnels.table
         plan = table.plans.get(head.service)
+        if plan is not None and plan.stream is not None and head.protocol in STREAMS:
+            return _View(table, plan.stream, RelayedPeer(relayed, head.scheme, self.sender))
         route = plan.choose(normal_path(head.target)) if plan is not None else None
         if route is None:
             # The other one has a newer snapshot, or an older one; another holder may know the tunnel.

@@ -155,7 +155,7 @@ class ForwardStage:
 
     def relayed_head(self, prepared: RequestHead, peer: Peer) -> RequestHead:
         """What goes to another exit node in the place of what would go to an agent."""
-        head = prepared.view
+        head = prepared if prepared.protocol in STREAMS else prepared.view
         assert isinstance(head, RequestHead)
         hops = hops_of(peer)
         key = (prepared, peer.address, hops)

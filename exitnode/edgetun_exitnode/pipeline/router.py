@@ -51,12 +51,14 @@ class RoutePlan:
 class TunnelPlan:
     """A tunnel ready to use. `routes` are in the order of the snapshot: the first match is the right one."""
 
-    __slots__ = ("counters", "routes", "rule")
+    __slots__ = ("counters", "routes", "rule", "stream")
 
     def __init__(self, rule: TunnelRule, routes: tuple[RoutePlan, ...], counters: TunnelCounters) -> None:
         self.rule = rule
         self.routes = routes
         self.counters = counters
+        self.stream: Handler | None = None
+        """Takes the connections of a tunnel that carries no HTTP (pipeline/streams.py); such a one has no routes."""
 
     def choose(self, path: bytes) -> RoutePlan | None:
         for plan in self.routes:
