@@ -189,10 +189,12 @@ class _Forwarded:
         "_has_answered",
         "_head",
         "_held",
+        "_holds_back",
         "_paused",
         "_peer",
         "_remote",
         "_session",
+        "_session_pauses",
         "_sink",
         "_stage",
         "_started",
@@ -218,6 +220,9 @@ class _Forwarded:
         self._cancel_wait: Callable[[], None] | None = None
         self._has_answered = False
         self._paused = False
+        self._holds_back = False
+        """The requester was paused since there was no session."""
+        self._session_pauses = False
         self._tries = 0
         self.is_over = False
 
@@ -234,6 +239,7 @@ class _Forwarded:
                 head = self._stage.relayed_head(head, self._peer)
         self._tries += 1
         self._session = session
+        self._session_pauses = False
         sink = session.open(head, self._peer, self._end, self)
         if self.is_over or self._session is not session:
             return  # answered, or failed and started again, within open
@@ -243,6 +249,10 @@ class _Forwarded:
         if self._held is not None:
             held, self._held = self._held, None
             self._send_held(sink, held)
+        if self._holds_back:
+            self._holds_back = False
+            if not self._session_pauses:
+                self._client.resume_request()
 
     def _pick_relay(self, avoid: Session | None) -> Session | None:
         """A link to another exit node that holds a session, where there is none here."""
@@ -273,6 +283,7 @@ class _Forwarded:
             return
         self._cancel_wait = cancel
         if not self._body_done:
+            self._holds_back = True
             self._client.pause_request()
 
     def _waited(self) -> None:
@@ -287,7 +298,6 @@ class _Forwarded:
             sink.send_trailers(held.trailers)
         elif self._body_done:
             sink.send_data(b"", True)
-        self._client.resume_request()
 
     def _finish(self) -> None:
         if not self.is_over:
@@ -387,7 +397,10 @@ class _Forwarded:
         return isinstance(error, SessionLost) and self._end and self._head.method in SAFE_METHODS
 
     def pause_request(self) -> None:
+        self._session_pauses = True
         self._client.pause_request()
 
     def resume_request(self) -> None:
-        self._client.resume_request()
+        self._session_pauses = False
+        if not self._holds_back:
+            self._client.resume_request()

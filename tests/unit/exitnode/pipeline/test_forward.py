@@ -186,6 +186,13 @@ class TestWaiting:
         sink.send_data(b"x", True)
         assert visitor.names() == ["pause", "reset"]
 
+    def test_a_waiting_body_of_which_nothing_has_come_is_asked_for_again(self, bench: Bench) -> None:
+        visitor = Recorder()
+        bench.stage.open(request(method=b"POST"), PEER, False, visitor)
+        assert visitor.names() == ["pause"]
+        bench.connect()
+        assert visitor.names() == ["pause", "resume"]
+
     def test_a_visitor_who_leaves_while_waiting_waits_no_more(self, bench: Bench) -> None:
         sink = bench.stage.open(request(), PEER, True, Recorder())
         sink.reset(Cancelled("gone"))
