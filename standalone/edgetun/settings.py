@@ -66,6 +66,7 @@ class TcpSettings:
         (), "Network of a load balancer in front that says by PROXY protocol who the visitor is.", metavar="CIDR"
     )
     metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    state: Path | None = setting(None, "Folder for what the admin listener needs. Default: ~/.local/share/edgetun.")
     drain_s: float = setting(10.0, "How long connections may take to end after Ctrl-C.", minimum=0)
     json: bool = setting(False, "Log as JSON lines.")
     quiet: bool = setting(False, "Log warnings and errors only, and show no display.")

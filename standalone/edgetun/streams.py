@@ -38,7 +38,12 @@ async def _run(settings: TcpSettings, origin: OriginRule, stream: StreamRule, po
             host = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
             urls = [(f"{stream.kind}://{host}:{port}", origin.url)]
             await shown.serve(
-                edge.node, lambda: urls, recent=edge.recent, origins=edge.origins, metrics=settings.metrics
+                edge.node,
+                lambda: urls,
+                recent=edge.recent,
+                origins=edge.origins,
+                metrics=settings.metrics,
+                state=settings.state,
             )
             await edge.drain(settings.drain_s)
         finally:
@@ -54,7 +59,7 @@ async def _listen(
         port = settings.port or _free_port(settings.listen)
         edge = LocalEdge(quick_stream_snapshot(origin, stream, port, pool))
         try:
-            await edge.listen(settings.listen, -1, -1, default_state_dir())
+            await edge.listen(settings.listen, -1, -1, settings.state or default_state_dir())
         except AddressUnavailable as error:
             await edge.close()
             if settings.port or attempt == TRIES - 1:

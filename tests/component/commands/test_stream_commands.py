@@ -45,7 +45,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 def test_redis_behind_edgetun_tcp(database: int, tmp_path: Path) -> None:
     metrics = free_port()
-    with Command("edgetun", "tcp", str(database), "--metrics", f"127.0.0.1:{metrics}") as edge:
+    with Command(
+        "edgetun", "tcp", str(database), "--metrics", f"127.0.0.1:{metrics}", "--state", str(tmp_path)
+    ) as edge:
         port = int(edge.line(r"tcp://127\.0\.0\.1:(\d+) -> tcp://localhost:\d+")[1])
         edge.line("ready in")
         assert redis(port, "SET", "greeting", "hello") == "OK"
