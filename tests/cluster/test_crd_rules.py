@@ -165,6 +165,72 @@ BREAKS: list[tuple[str, str, str, str, object]] = [
         [{"path": {"exact": "/a"}, "stripPrefix": True}],
     ),
     ("Tunnel", ".spec.routes[].path", "say either prefix or exact", ".spec.routes", [{"path": {}}]),
+    (
+        "Tunnel",
+        ".spec",
+        "say either tcp or udp; two tunnels can share a port number",
+        ".spec",
+        {"tcp": {"port": 5432}, "udp": {"port": 53}},
+    ),
+    (
+        "Tunnel",
+        ".spec",
+        "hostnames go with tcp.passthrough, and a port has none",
+        ".spec",
+        {"tcp": {"port": 5432}, "origin": {"url": "tcp://localhost:5432"}},
+    ),
+    (
+        "Tunnel",
+        ".spec",
+        "origin.url does not fit: tcp:// goes with tcp, udp:// with udp, http:// and https:// with neither",
+        ".spec.origin",
+        {"url": "tcp://localhost:5432"},
+    ),
+    (
+        "Tunnel",
+        ".spec",
+        "tcp:// and udp:// are for a single origin",
+        ".spec.origins",
+        [{"name": "a", "url": "udp://localhost:53"}],
+    ),
+    (
+        "Tunnel",
+        ".spec",
+        "origin.proxyProtocol is for tcp (v1, v2) and udp (v2)",
+        ".spec.origin",
+        {"url": "http://localhost:3000", "proxyProtocol": "v2"},
+    ),
+    (
+        "Tunnel",
+        ".spec",
+        "origins, routes, cache, collapse, headers, forceHttps and health are for HTTP and have no effect with tcp or udp",
+        ".spec",
+        {"tcp": {"passthrough": True}, "origin": {"url": "tcp://localhost:5432"}, "forceHttps": True},
+    ),
+    ("Tunnel", ".spec.tcp", "say either port or passthrough: true", ".spec.tcp", {}),
+    (
+        "ExitPool",
+        ".spec.ports",
+        "at most 250 ports in all",
+        ".spec.ports",
+        {"tcp": [{"from": 1000, "to": 1200}], "udp": [{"from": 1000, "to": 1200}]},
+    ),
+    ("ExitPool", ".spec.ports.tcp[]", "to is below from", ".spec.ports", {"tcp": [{"from": 9, "to": 8}]}),
+    ("ExitPool", ".spec.ports.udp[]", "to is below from", ".spec.ports", {"udp": [{"from": 9, "to": 8}]}),
+    (
+        "ExitPool",
+        ".spec.ports.tcp[]",
+        "exit nodes need ports 80, 443, 7443, 8080, 8443, 9090 themselves",
+        ".spec.ports",
+        {"tcp": [{"from": 79, "to": 81}]},
+    ),
+    (
+        "ExitPool",
+        ".spec.ports.udp[]",
+        "exit nodes need ports 80, 443, 7443, 8080, 8443, 9090 themselves",
+        ".spec.ports",
+        {"udp": [{"from": 443}]},
+    ),
 ]
 
 ON_CHANGE = {Site("HostnameReservation", ".spec.hostname", "hostname cannot be changed")}
@@ -177,6 +243,8 @@ REQUIRED: dict[
     ".spec.origin.health": {"path": "/healthz"},
     ".spec.routes[]": ROUTE,
     ".spec.regions[]": {"name": "eu"},
+    ".spec.tcp": {"port": 5432},
+    ".spec.udp": {"port": 53},
 }
 
 
