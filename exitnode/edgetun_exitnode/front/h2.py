@@ -35,6 +35,7 @@ class H2Connection(Connection[H2Exchange], asyncio.Protocol):
         "approved",
         "begun",
         "closing",
+        "drained_since",
         "front",
         "is_reading",
         "is_woken",
@@ -56,6 +57,7 @@ class H2Connection(Connection[H2Exchange], asyncio.Protocol):
         self.active = front.now
         self.begun = front.now
         self.closing = 0.0
+        self.drained_since = 0.0
         self.lingers = False
         self.is_reading = False
         self.is_woken = False

@@ -49,7 +49,9 @@ def check_h2_deadline(connection: H2Connection, now: float) -> None:
         )
         return
     if connection.is_draining:
-        connection.finish_shut_down()  # a sweep has passed since the first step, or is about to
+        if connection.drained_since and now - connection.drained_since >= limits.sweep_s:
+            connection.finish_shut_down()  # the visitor did not answer the PING; what was on its way has come by now
+        connection.drained_since = connection.drained_since or now
     if connection.streams:
         for stream in tuple(connection.streams.values()):
             if stream.id in connection.streams:
