@@ -444,7 +444,9 @@ async def test_an_origin_that_does_not_know_websocket_is_not_believed(start_fron
 
 async def test_a_drain_takes_two_steps_and_cuts_nothing(start_front: StartFront, speak: Speak):
     handler = ScriptedHandler(wait)
-    front = await start_front(handler, sweep_s=5.0)  # the visitor's answer to PING brings the second step, not the clock
+    front = await start_front(
+        handler, sweep_s=5.0
+    )  # the visitor's answer to PING brings the second step, not the clock
     visitor = await speak(front.port)
     visitor.ask(1)
     asked = await handler.request()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Protocol
 
 import pytest
 
+from edgetun_core.http.h2.frames import DATA, frame
 from edgetun_core.snapshot import CacheRule, CollapseRule, HeaderRules, LimitRule
+from support.h2_frames import headers
+from support.h2_visitor import H2Visitor
 from support.origin_server import Script, ScriptedConnection, response, scripted_origin
 from support.visitors import Visitor, until
 from support.whole import HOST, IN_PROCESS, Whole, snapshot, whole
@@ -349,3 +353,35 @@ async def test_a_slow_upload_taker_holds_the_visitor_back(tunnel: Open) -> None:
         assert sent < 32 * 1024 * 1024
         visitor.leave()
         release.set()
+
+
+async def test_http2_visitors_share_the_tunnel_websockets_included(tunnel: Open) -> None:
+    heads: list[bytes] = []
+
+    async def script(connection: ScriptedConnection) -> None:
+        while head := await connection.request():
+            heads.append(head)
+            if b"upgrade: websocket" not in head.lower():
+                await connection.send(response(b"hello"))
+                continue
+            key = next(line.split()[1] for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+            accept = b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+            await connection.send(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            )
+            await connection.send(b"back " + await connection.read(4))
+            return
+
+    async with tunnel(script) as stands:
+        visitor = await H2Visitor.to(stands.port)
+        target = ((b":scheme", b"http"), (b":authority", HOST.encode()), (b":path", b"/"))
+        visitor.send(headers(1, (b":method", b"GET"), *target, (b"cookie", b"a=1"), (b"cookie", b"b=2")))
+        assert (await visitor.answer(1)).body == b"hello"
+        visitor.send(headers(3, (b":method", b"CONNECT"), (b":protocol", b"websocket"), *target, end=False))
+        visitor.send(frame(DATA, 0, 3, b"ping"))
+        await visitor.until(lambda: visitor.response(3).body == b"back ping")
+        assert visitor.response(3).status == 200
+        visitor.leave()
+    assert b"cookie: a=1; b=2\r\n" in heads[0].lower()
+    assert b"via: 2 edgetun" in heads[0].lower()

@@ -16,6 +16,8 @@ from edgetun_core.http.h2.settings import H2Limits
 
 CONTROL_PER_FRAME_SENT: Final = 3
 CONTROL_PER_STREAM: Final = 8
+WORTH_AN_UPDATE_BYTES: Final = 512
+"""DATA frames below this earn nothing: a window that opens by single bytes would pay for itself (CVE-2019-9511)."""
 
 
 class Guard:

@@ -21,7 +21,7 @@ from edgetun_core.http.h2.frames import (
     build_rst_stream,
     build_window_update,
 )
-from edgetun_core.http.h2.guard import Guard
+from edgetun_core.http.h2.guard import WORTH_AN_UPDATE_BYTES, Guard
 from edgetun_core.http.h2.hpack import TABLE_EMPTY
 from edgetun_core.http.h2.schedule import Schedule
 from edgetun_core.http.h2.settings import H2Limits, PeerSettings
@@ -141,7 +141,8 @@ class Outlet(Generic[S]):
         ends = stream.ends and not queue and stream.trailer_block is None
         out.append(_pack(size >> 16, size & 0xFFFF, 0, END_STREAM if ends else 0, stream.id))
         out.append(data)
-        self.guard.sent_data()
+        if size >= WORTH_AN_UPDATE_BYTES:
+            self.guard.sent_data()
         if ends:
             self.ended(stream)
         elif queue:
@@ -264,7 +265,7 @@ class Outlet(Generic[S]):
 
     def take(self, stream: Stream, size: int) -> None:
         """A frame of so many bytes came on a stream and was passed on; gives windows back, or keeps them while it is paused."""
-        if stream.is_paused:
+        if stream.is_paused and stream.state is not State.CLOSED:
             stream.unreturned += size
             stream.withheld += size
             self.withheld(size)

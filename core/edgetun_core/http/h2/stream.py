@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetun_core.errors import EdgetunError
 from edgetun_core.http.h2.frames import END_HEADERS, END_STREAM, HEADER, HEADERS, Code, build_headers
+from edgetun_core.http.h2.guard import WORTH_AN_UPDATE_BYTES
 from edgetun_core.http.h2.states import State
 from edgetun_core.http.message import Fields
 from edgetun_core.http.multiplexed import UNKNOWN_LENGTH
@@ -160,7 +161,8 @@ class Stream:
             out.append(block)
             out.append(_pack(size >> 16, size & 0xFFFF, 0, END_STREAM, stream_id))
             out.append(data)
-            connection.guard.sent_data()
+            if size >= WORTH_AN_UPDATE_BYTES:
+                connection.guard.sent_data()
             connection.ended(self)
             return
         self.put_head(block, False)
