@@ -90,17 +90,15 @@ async def test_curl_gets_and_posts_over_http2(fronts, secure: bool, tmp_path: Pa
     assert out == body
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["clear", "TLS"])
-async def test_curl_gets_many_at_once_over_one_connection(fronts, secure: bool, tmp_path: Path):
-    flag = "--http2" if secure else "--http2-prior-knowledge"
-    many = urls(fronts, "/page/[1-60]")[secure]
-    out = await run(
-        "curl", *CURL, flag, "-Z", "--parallel-max", "30", "-o", str(tmp_path / "#1"), "-w", "%{http_version}", many
-    )
+async def test_curl_gets_many_at_once_over_one_connection(fronts, tmp_path: Path):
+    """Over TLS alone: with prior knowledge curl 7.88 breaks off parallel transfers, from any server."""
+    many = urls(fronts, "/page/[1-60]")[1]
+    parallel = ("-Z", "--parallel-max", "30")
+    out = await run("curl", *CURL, "--http2", *parallel, "-o", str(tmp_path / "#1"), "-w", "%{http_version}", many)
     assert out == b"2" * 60
     for number in range(1, 61):
         assert (tmp_path / str(number)).read_bytes() == b"hello /page/%d" % number
-    assert fronts[secure].counters.h2_connections <= 30
+    assert fronts[1].counters.h2_connections <= 30
 
 
 async def test_curl_sees_early_hints_and_trailers(fronts):
