@@ -379,4 +379,5 @@ def pool_rule(spec: ExitPoolSpec) -> PoolRule:
         max_request_fields=limits.max_request_fields,
         cache_bytes=limits.cache_bytes,
         trusted_proxies=tuple(sorted(set(spec.trusted_proxies))),
+        cache_disk_bytes=limits.cache_disk_bytes,
     )

@@ -201,6 +201,7 @@ class PoolRule(Struct, frozen=True, omit_defaults=True):
     cache_bytes: int = 256 * 1024 * 1024
     trusted_proxies: tuple[str, ...] = ()
     """Networks of load balancers that say by PROXY protocol who the visitor is; they must say it."""
+    cache_disk_bytes: int = 0
 
 
 class CredentialKey(Struct, frozen=True):

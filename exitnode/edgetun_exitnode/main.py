@@ -59,11 +59,14 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
         raise ConfigError("give either --control or --snapshot", remedy="see edgetun-exitnode --help")
     raise_open_files_limit()
     signals = StopSignals()
-    limits = NodeLimits(FrontLimits(max_connections=settings.max_connections), settings.cache_bytes)
+    limits = NodeLimits(
+        FrontLimits(max_connections=settings.max_connections), settings.cache_bytes, settings.cache_disk_bytes
+    )
     node = ExitNode(settings.name, limits=limits)
     admin = None
     follower: asyncio.Task[None] | None = None
     try:
+        node.open_disk(settings.cache_folder or settings.state / "cache")
         if settings.control:
             from edgetun_exitnode.control.wiring import follow_control  # aiohttp: a quarter of a second
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from edgetun_core.errors import ConfigError, Draining
 from edgetun_core.http.exchange import Handler
@@ -20,6 +21,7 @@ from edgetun_core.proxy_protocol import TrustedNetworks
 from edgetun_core.purge import PurgeOrder, PurgeReport
 from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, TunnelRule
 from edgetun_core.transport.engines import Listener, listen
+from edgetun_exitnode.cache.disk import DiskTier
 from edgetun_exitnode.cache.purge import purge
 from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.stats import CacheStats
@@ -53,6 +55,7 @@ class NodeLimits:
 
     front: FrontLimits = field(default_factory=FrontLimits)
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    cache_disk_bytes: int = 0
     max_sessions: int = 10_000
 
     @classmethod
@@ -63,7 +66,7 @@ class NodeLimits:
             max_connections=rule.max_connections,
             max_connections_per_address=rule.max_connections_per_address,
         )
-        return cls(front, rule.cache_bytes)
+        return cls(front, rule.cache_bytes, rule.cache_disk_bytes)
 
 
 class ExitNode:
@@ -132,6 +135,22 @@ class ExitNode:
         """The one stage of a TCP or UDP tunnel."""
         counters = self.router.table.plans[tunnel.id].counters
         return ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
+
+    def open_disk(self, folder: Path) -> None:
+        """Keeps stored responses in a folder too, where the limits allow it. Raises ConfigError when the folder cannot be used."""
+        if not self.limits.cache_disk_bytes or not self.limits.cache_bytes:
+            return
+        loop = asyncio.get_running_loop()
+        disk = DiskTier(folder, self.limits.cache_disk_bytes, loop.call_soon_threadsafe)
+        try:
+            disk.open()
+        except OSError as error:
+            disk.close()
+            raise ConfigError(
+                f"the cache folder {folder} cannot be written: {error.strerror}",
+                remedy="choose another, or mount one there",
+            ) from error
+        self.store.use_disk(disk, self._clock, self._wall_clock)
 
     def purge(self, order: PurgeOrder) -> PurgeReport:
         """Takes responses out of this node's cache; another node's are that node's."""
@@ -251,6 +270,9 @@ class ExitNode:
         await asyncio.gather(*(listener.close() for listener in self.listeners))
         self.fronts.clear()
         self.listeners.clear()
+        if self.store.disk is not None:
+            await asyncio.to_thread(self.store.disk.close)
+            self.store.disk = None
 
     @property
     def exchanges_in_flight(self) -> int:

@@ -58,6 +58,10 @@ class ExitNodeSettings:
     )
     quic_engine: Literal["qh3", "aioquic", "none"] = setting("qh3", "QUIC implementation for agents.")
     cache_bytes: int = setting(256 * 1024 * 1024, "Memory for stored responses.", minimum=0)
+    cache_disk_bytes: int = setting(
+        0, "Disk for stored responses, which then outlive a restart; 0: none are kept on disk.", minimum=0
+    )
+    cache_folder: Path | None = setting(None, "Folder for them. Default: cache in the state folder.")
     max_connections: int = setting(15_000, "Visitors' connections per front.", minimum=1)
     metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     drain_s: float = setting(30.0, "How long requests in flight may take to end when stopped.", minimum=0)

@@ -55,6 +55,7 @@ async def _run(settings: ServeSettings) -> int:
         # An ExitPool among the manifests in the state folder sets this node's limits and certificates, at its start.
         pools = [found for found in control.store.state.manifests.resources if isinstance(found, ExitPool)]
         node = ExitNode("serve", limits=NodeLimits.of(pool_rule(pools[0].spec)) if pools else None)
+        node.open_disk(state / "cache")
         unsubscribe = control.publisher.subscribe(node.apply)
         try:
             await _listen_for_visitors(node, settings, ca, certificates_of(pools))

@@ -39,6 +39,7 @@ async def _run(settings: UpSettings, snapshot: Snapshot, certificates: tuple[tup
         edge = LocalEdge(snapshot, limits=NodeLimits.of(snapshot.pool_rule))
         follower: asyncio.Task[None] | None = None
         try:
+            edge.node.open_disk((settings.state or default_state_dir()) / "cache")
             await edge.listen(
                 settings.listen,
                 settings.http_port,

@@ -128,7 +128,6 @@ class PoolLimits(ApiModel):
         {
             "maxSessions",
             "maxTunnels",
-            "cacheDiskBytes",
             "bandwidth",
             "maxRequestBodyBytes",
             "keepAlive",
@@ -152,6 +151,15 @@ class PoolLimits(ApiModel):
     )
     cache_bytes: Bytes = Field(
         default=256 * 1024 * 1024, le=1 << 44, description="Memory for stored responses; 0: nothing is stored."
+    )
+    cache_disk_bytes: Bytes = Field(
+        default=0,
+        le=1 << 50,
+        description=(
+            "Disk for stored responses beside the memory, so that a restarted exit node does not begin with an empty cache; 0: none. "
+            "On a cluster an emptyDir of this size, which outlives a container and not its pod."
+        ),
+        examples=["20Gi"],
     )
 
 

@@ -43,6 +43,7 @@ from edgetun_exitnode.cache.collapse import (
 )
 from edgetun_exitnode.cache.collapse import Visitor as AnyVisitor
 from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, RequestDirectives
+from edgetun_exitnode.cache.disk import DiskEntry, DiskTier, Loaded
 from edgetun_exitnode.cache.flight import FILL_S, Flight
 from edgetun_exitnode.cache.freshness import (
     Fresh,
@@ -141,6 +142,8 @@ class CacheStage:
         """Decorated heads of responses known as not storable."""
         self._refused: Memo[int, float] = Memo(4096)
         """Until when answers to requests with Authorization are known as not storable, by hash of the key."""
+        self._loads: dict[DiskEntry, list[Visitor]] = {}
+        """Who waits for which file."""
         self._serial = 0
         self.finish: Finish | None = None
         """What the stage in front does to heads and clients, for requests that come past it (pipeline/compression)."""
@@ -201,7 +204,14 @@ class CacheStage:
         return True
 
     def _open_slowly(
-        self, view: RequestView, head: RequestHead, peer: Peer, end: bool, client: ResponseSink
+        self,
+        view: RequestView,
+        head: RequestHead,
+        peer: Peer,
+        end: bool,
+        client: ResponseSink,
+        *,
+        may_read_disk: bool = True,
     ) -> RequestSink:
         if view.bypass or not end:
             if head.protocol is not None:
@@ -229,6 +239,10 @@ class CacheStage:
                         fwd = b"fwd=request"
                     case _:
                         assert_never(freshness)
+            elif self.store.disk is not None and not view.is_head and may_read_disk:
+                on_disk = self.store.disk.find(view.key, view.secondary)
+                if on_disk is not None:
+                    return self._open_from_disk(self.store.disk, on_disk, view, peer, client)
         if view.directives is not None and view.directives.only_if_cached:
             self.stats.refused += 1
             client.on_head(gateway_timeout(self.wall_clock()), True)
@@ -251,6 +265,47 @@ class CacheStage:
         self._ask(visitor, flight_key, now)
         visitor.is_opening = False
         return CLOSED if visitor.is_over else visitor
+
+    def _open_from_disk(
+        self, disk: DiskTier, on_disk: DiskEntry, view: RequestView, peer: Peer, client: ResponseSink
+    ) -> RequestSink:
+        """Waits for a file to be read, with everyone who wants the same, and then goes on as if it had been in memory."""
+        visitor = Visitor(view, peer, client, b"")
+        waiting = self._loads.get(on_disk)
+        if waiting is not None:
+            waiting.append(visitor)
+            return visitor
+        self._loads[on_disk] = [visitor]
+        since = self.clock()
+
+        def done(loaded: Loaded | None) -> None:
+            visitors = self._loads.pop(on_disk)
+            if loaded is not None and not self._take_from_disk(loaded, since):
+                disk.remove(on_disk)
+            for each in visitors:
+                if not each.is_over:
+                    each.connect(
+                        self._open_slowly(each.view, each.view.head, each.peer, True, each.client, may_read_disk=False)
+                    )
+
+        disk.read(on_disk, done)
+        return visitor
+
+    def _take_from_disk(self, loaded: Loaded, since: float) -> bool:
+        """Puts what was read into memory; False when it is of no use."""
+        head, now = loaded.head, self.clock()
+        timing = head.timing(now, self.wall_clock())
+        if timing is None or head.rule != self.rule:
+            return False
+        response = StoredResponse(head.status, head.fields, timing, head.length, self.wall_clock())
+        response.answers_authorized = head.answers_authorized
+        if timing.useful_until <= now and not response.can_be_validated:
+            return False
+        names = self.store.learn_vary(head.key, head.names)
+        if names != head.names:
+            return False
+        entry = Entry(self.tenant, head.secondary, self.rule, response, loaded.pieces)
+        return self.store.put(head.key, entry, names, since, now, is_on_disk=True)
 
     def _open_solo(self, view: RequestView, peer: Peer, client: ResponseSink, fwd: bytes, now: float) -> RequestSink:
         """A request with Authorization: never shared while it is under way, stored where the origin says so (RFC 9111 §3.5)."""

@@ -13,6 +13,8 @@ factor of two. So a tenant that holds less than half an equal share never loses 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +22,7 @@ from edgetun_core.http.message import Fields, ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, build_stored_body
+from edgetun_exitnode.cache.disk import LEAST_LIFETIME_S, DiskEntry, DiskTier, StoredHead
 from edgetun_exitnode.cache.key import HEAD_SUFFIX, PART_SUFFIX, Secondary
 from edgetun_exitnode.cache.ranges import Span
 from edgetun_exitnode.cache.response import StoredResponse
@@ -242,6 +245,10 @@ class Store:
         self.reserved_bytes = 0
         self.entry_count = 0
         self.stats = StoreStats()
+        self.disk: DiskTier | None = None
+        """Where what is stored outlives the process, if anywhere; set by `use_disk`."""
+        self._wall_clock: Callable[[], float] = time.time
+        self._clock: Callable[[], float] = time.monotonic
         self._shelves: dict[str, _Shelf] = {}
         self._buckets: list[dict[_Shelf, None]] = [{} for _ in range(64)]
         self._filled = 0
@@ -250,6 +257,30 @@ class Store:
         self._vary: Memo[int, tuple[bytes, ...]] = Memo(_MEMORY)
         self._invalidated: dict[int, float] = {}
         self._all_invalidated_at = _NEVER
+
+    def use_disk(self, disk: DiskTier, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
+        """From now on what is stored goes to disk too, and what is taken out goes from there."""
+        self.disk = disk
+        self._clock = clock
+        self._wall_clock = wall_clock
+
+    def _write(self, key: bytes, names: tuple[bytes, ...], entry: Entry) -> None:
+        disk, response = self.disk, entry.response
+        timing = response.timing
+        if (
+            disk is None
+            or entry.spans
+            or response.is_head_only
+            or (timing.useful_until - self._clock() < LEAST_LIFETIME_S and not response.can_be_validated)
+        ):
+            return
+        head = StoredHead(
+            entry.tenant, key, names, entry.secondary, entry.rule, response.status, response.fields, response.length,
+            response.answers_authorized, entry.tags, self._wall_clock() - (self._clock() - timing.received_at),
+            timing.age_on_arrival_s, timing.lifetime_s, timing.counts_from_arrival, timing.stale_while_revalidate_s,
+            timing.stale_if_error_s, timing.may_be_stale, timing.is_immutable,
+        )  # fmt: skip
+        disk.write(head, entry.pieces)
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
@@ -281,7 +312,16 @@ class Store:
 
     # -- filling ------------------------------------------------------------------------------------------------------
 
-    def put(self, key: bytes, entry: Entry, names: tuple[bytes, ...], requested_at: float, now: float) -> bool:
+    def put(
+        self,
+        key: bytes,
+        entry: Entry,
+        names: tuple[bytes, ...],
+        requested_at: float,
+        now: float,
+        *,
+        is_on_disk: bool = False,
+    ) -> bool:
         """Stores an entry under `key` and its secondary key for `names`; False when it may not or cannot be.
 
         It may not when the key was invalidated after the entry was asked for, when something later is there, or when other
@@ -322,6 +362,8 @@ class Store:
         for useless in shelf.sweep(now):
             self._unlink(useless)
             self.stats.expired += 1
+        if self.disk is not None and not is_on_disk:
+            self._write(key, names, entry)
         return True
 
     def renew(self, entry: Entry, response: StoredResponse) -> bool:
@@ -343,8 +385,11 @@ class Store:
         shelf.stored_bytes += more_bytes
         self.stored_bytes += more_bytes
         self._place(shelf)
+        resource = entry.resource
         if more_bytes > 0 and not self._make_room(shelf, 0):
             self.remove(entry)
+        if self.disk is not None:
+            self._write(resource.key, resource.vary, entry)
         return True
 
     def reserve(self, tenant: str, size_bytes: int) -> bool:
@@ -374,8 +419,11 @@ class Store:
 
     def remove(self, entry: Entry) -> None:
         """Takes an entry out; does nothing when it is out already."""
-        if entry.resource is not None:
+        resource = entry.resource
+        if resource is not None:
             self._unlink(entry)
+            if self.disk is not None:
+                self.disk.remove_key(resource.key)
 
     def drop_parts(self, key: bytes) -> None:
         """The whole is stored: parts of it are of no use."""
@@ -386,6 +434,8 @@ class Store:
         for each in (key, key + HEAD_SUFFIX, key + PART_SUFFIX):
             self._remove_resource(each)
             self._remember_invalidation(each, now)
+        if self.disk is not None:
+            self.disk.remove_key(key)
 
     def purge_prefix(self, tenant: str, prefix: bytes | tuple[bytes, ...], now: float) -> int:
         """Drops all keys of a tenant that begin with `prefix`, or one of them (see `key.build_prefix`); returns how many entries went.
@@ -400,8 +450,7 @@ class Store:
             if entry.resource is not None and entry.resource.key.startswith(prefix):
                 self._unlink(entry)
             entry = newer
-        self._remember_invalidation(tenant.encode(), now)
-        return before - self.entry_count
+        return self._purged(tenant, now, before, lambda on_disk: on_disk.key.startswith(prefix))
 
     def purge_tag(self, tenant: str, tag: bytes, now: float) -> int:
         """Drops all responses of a tenant that the origin gave this tag (`response_tags`); returns how many entries went."""
@@ -409,8 +458,14 @@ class Store:
         shelf = self._shelves.get(tenant)
         for entry in list(shelf.tagged.get(tag, ())) if shelf is not None else ():
             self._unlink(entry)
+        return self._purged(tenant, now, before, lambda on_disk: tag in on_disk.tags)
+
+    def _purged(self, tenant: str, now: float, before: int, is_meant: Callable[[DiskEntry], bool]) -> int:
+        """The end of every purge: the disk, what is on its way, and the count of what is gone."""
         self._remember_invalidation(tenant.encode(), now)
-        return before - self.entry_count
+        in_memory = before - self.entry_count
+        on_disk = self.disk.remove_of(tenant, is_meant) if self.disk is not None else 0
+        return max(in_memory, on_disk)  # most of what is in memory is on disk too
 
     def purge_tenant(self, tenant: str, now: float) -> int:
         """Drops everything of a tenant; returns how many entries went."""
@@ -418,8 +473,7 @@ class Store:
         shelf = self._shelves.get(tenant)
         while shelf is not None and shelf.oldest is not None:
             self._unlink(shelf.oldest)
-        self._remember_invalidation(tenant.encode(), now)
-        return before - self.entry_count
+        return self._purged(tenant, now, before, lambda _: True)
 
     def invalidated_at(self, key: bytes, tenant: str) -> float:
         """When the key or all of its tenant's were last invalidated; what was asked for by then must not be stored."""

@@ -32,6 +32,7 @@ from edgetun_operator.desired.quantities import canonical_quantity
 DEFAULT_REQUESTS: Final = {"cpu": "250m", "memory": "384Mi"}
 """CPU must be requested for an autoscaler to know what 70 % of it is."""
 TOKEN_S: Final = 3600
+CACHE_FOLDER: Final = "/var/cache/edgetun"
 
 
 def build_deployment(inputs: RegionInputs, config_digest: str) -> Desired:
@@ -147,6 +148,7 @@ def _container(inputs: RegionInputs) -> Object:
             {"name": "identity", "mountPath": IDENTITY_FOLDER, "readOnly": True},
             {"name": "state", "mountPath": STATE_FOLDER},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir of the pod
+            *([{"name": "cache", "mountPath": CACHE_FOLDER}] if inputs.pool.spec.limits.cache_disk_bytes else ()),
             *(
                 {"name": f"certificate-{index}", "mountPath": f"{CERTIFICATE_FOLDER}/{secret}", "readOnly": True}
                 for index, secret in enumerate(inputs.certificate_secrets)
@@ -173,6 +175,11 @@ def _arguments(inputs: RegionInputs) -> list[str]:
         f"--relay-port={RELAY_PORT}",
         f"--metrics=0.0.0.0:{ADMIN_PORT}",
         f"--cache-bytes={pool.spec.limits.cache_bytes}",
+        *(
+            (f"--cache-disk-bytes={pool.spec.limits.cache_disk_bytes}", f"--cache-folder={CACHE_FOLDER}")
+            if pool.spec.limits.cache_disk_bytes
+            else ()
+        ),
         f"--max-connections={pool.spec.limits.max_connections}",
         f"--drain={pool.spec.drain:g}s",
         f"--log-level={fleet.log_level}",
@@ -218,6 +225,14 @@ def _ports(inputs: RegionInputs) -> list[Object]:
     ]
 
 
+def _cache_volume(disk_bytes: int) -> list[Object]:
+    """A tenth more than the exit node uses: the kubelet evicts a pod that goes beyond, and measures by its own clock."""
+    if not disk_bytes:
+        return []
+    limit = canonical_quantity(f"{-(-(disk_bytes + max(disk_bytes // 10, 64 << 20)) // (1 << 20))}Mi")
+    return [{"name": "cache", "emptyDir": {"sizeLimit": limit}}]
+
+
 def _volumes(inputs: RegionInputs) -> list[Object]:
     return [
         {"name": "config", "configMap": {"name": inputs.name}},
@@ -237,6 +252,7 @@ def _volumes(inputs: RegionInputs) -> list[Object]:
         },
         {"name": "state", "emptyDir": {"sizeLimit": "1Gi"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        *_cache_volume(inputs.pool.spec.limits.cache_disk_bytes),
         *(
             {"name": f"certificate-{index}", "secret": {"secretName": secret}}
             for index, secret in enumerate(inputs.certificate_secrets)

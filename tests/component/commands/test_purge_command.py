@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ import pytest
 from edgetun_core.exits import ExitCode
 from edgetun_core.purge import ADMIN_FILE, PURGE_PATH
 from support.commands import Command, an_origin, run, visit
+from support.waiting import wait_for
 
 HOST = "shop.localhost"
 FLAGS = ("--host", "shop", "--cache", "1h", "--http-port", "0", "--https-port", "-1", "--metrics", "127.0.0.1:0")
@@ -74,3 +76,40 @@ def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
     assert "no exit node answers" in done.err
     assert done.ended() == ExitCode.UNREACHABLE
     assert "secret-x" not in done.err
+
+
+def test_a_killed_exit_node_serves_from_disk_after_its_restart(tmp_path: Path) -> None:
+    manifest = tmp_path / "tunnel.yaml"
+    state = tmp_path / "state"
+
+    def up(origin_url: str) -> Command:
+        manifest.write_text(
+            f"""apiVersion: edgetun.dev/v1alpha1
+kind: ExitPool
+metadata: {{name: here}}
+spec: {{regions: [{{name: local}}], domains: ["*"], limits: {{cacheDiskBytes: 64Mi}}}}
+---
+apiVersion: edgetun.dev/v1alpha1
+kind: Tunnel
+metadata: {{name: shop}}
+spec:
+  hostnames: [shop.localhost]
+  pool: {{name: here}}
+  origin: {{url: "{origin_url}"}}
+  cache: {{mode: override, ttl: 1h}}
+"""
+        )
+        ports = ("--http-port", "0", "--https-port", "-1")
+        return Command("edgetun", "up", "-f", str(manifest), "--state", str(state), *ports)
+
+    with an_origin() as origin:
+        with up(origin.url) as edge:
+            port = int(edge.line(r"http://shop\.localhost:(\d+)")[1])
+            assert visit(port, "/page", host=HOST).body == "origin /page"
+            wait_for(lambda: any(path.is_file() and path.suffix != ".part" for path in (state / "cache").rglob("*")))
+            edge.signal(signal.SIGKILL)
+            edge.ended()
+        with up(origin.url) as edge:
+            port = int(edge.line(r"http://shop\.localhost:(\d+)")[1])
+            wait_for(lambda: "hit" in visit(port, "/page", host=HOST).fields.get("cache-status", ""))
+            assert origin.paths.count("/page") <= 2, "once before, and once if asked before the index was read"
