@@ -33,6 +33,7 @@ from edgetun_exitnode.front.listening import explain
 from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
 from edgetun_exitnode.mesh.mesh import Mesh
+from edgetun_exitnode.mesh.ownership import AtOwner, Owners, RelayedEntry
 from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
 from edgetun_exitnode.pipeline.compression.stage import CompressionStage, Compressor
 from edgetun_exitnode.pipeline.forward import ForwardStage
@@ -165,21 +166,15 @@ class ExitNode:
 
     def _build_route(self, tunnel: TunnelRule, route: RouteRule, counters: TunnelCounters) -> RouteChain:
         """A route's chain, from the last stage to the first; stages it does not need are left out."""
-        handler: Handler = ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
-        relayed = handler
+        forward = ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
+        handler: Handler = forward
+        cache: CacheStage | None = None
         if route.cache.mode != "off" or route.collapse.enabled:
-            handler = CacheStage(
-                route.cache,
-                route.collapse,
-                tunnel.id,
-                self.store,
-                handler,
-                self._clock,
-                asyncio.get_running_loop(),
-                wall_clock=self._wall_clock,
-                stats=self.cache_stats.setdefault(tunnel.id, CacheStats()),
-                views=self._views,
-                partition=_origin_of(tunnel, route),
+            handler = cache = self._build_cache(tunnel, route, forward)
+        relayed = RelayedEntry(forward, cache, lambda: self.registry.holds(tunnel.id), self._clock)
+        if cache is not None:
+            cache.elsewhere = AtOwner(
+                self, tunnel.id, forward, relayed, lambda following: self._build_cache(tunnel, route, following)
             )
         if CompiledHeaderRules.is_needed(route.request_headers):
             handler = RequestHeaderStage(route.request_headers, handler)
@@ -190,6 +185,25 @@ class ExitNode:
         if CompressionStage.is_needed(route.compression):
             handler = CompressionStage(route.compression, self.compressor, handler, asyncio.get_running_loop())
         return RouteChain(handler, relayed)
+
+    def _build_cache(self, tunnel: TunnelRule, route: RouteRule, following: Handler) -> CacheStage:
+        return CacheStage(
+            route.cache,
+            route.collapse,
+            tunnel.id,
+            self.store,
+            following,
+            self._clock,
+            asyncio.get_running_loop(),
+            wall_clock=self._wall_clock,
+            stats=self.cache_stats.setdefault(tunnel.id, CacheStats()),
+            views=self._views,
+            partition=_origin_of(tunnel, route),
+        )
+
+    def owners(self, tunnel: str) -> Owners | None:
+        """Who owns the keys of a tunnel; None while there are no other exit nodes."""
+        return self.mesh.remote(tunnel) if self.mesh is not None else None
 
     async def listen_http(self, host: str, port: int) -> Front:
         """Serves visitors over plain HTTP; `port` 0 takes a free one. Raises AddressUnavailable."""

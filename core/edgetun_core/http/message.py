@@ -20,7 +20,8 @@ Fields = tuple[Field, ...]
 class Relayed(Struct, frozen=True, array_like=True):
     """What one exit node tells another of the visitor whose request it hands on; believed of an exit node only.
 
-    `hops` counts the exit nodes behind the first. `port` is 0 where nobody needs it. `version` as in `Peer`.
+    `hops` counts the exit nodes behind the first. `port` is 0 where nobody needs it. `version` as in `Peer`. `is_fetch`: the answer
+    goes into the cache of the node that asks, which wants to be told how long it may be used.
     """
 
     hops: int
@@ -28,6 +29,7 @@ class Relayed(Struct, frozen=True, array_like=True):
     port: int = 0
     version: bytes = b"1.1"
     sni: str = ""
+    is_fetch: bool = False
 
 
 class RequestHead:

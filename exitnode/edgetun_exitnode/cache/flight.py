@@ -25,7 +25,7 @@ from edgetun_exitnode.cache.collapse import (
     Outgrew,
     Satisfied,
 )
-from edgetun_exitnode.cache.freshness import ERRORS, NotStorable, Storable, decide_storable
+from edgetun_exitnode.cache.freshness import ERRORS, NotStorable, Storable, Told, decide_storable
 from edgetun_exitnode.cache.response import StoredResponse, Use, decide_not_modified, decide_range, with_cache_status
 from edgetun_exitnode.cache.scheduling import TimerHandle
 from edgetun_exitnode.cache.store import Entry
@@ -76,6 +76,7 @@ class Flight:
         "reserved_bytes",
         "response",
         "stage",
+        "told",
         "upstream",
         "view",
     )
@@ -102,6 +103,8 @@ class Flight:
         self.is_validated = False
         """It confirmed what was stored (304)."""
         self.is_storing = True
+        self.told: Told | None = None
+        """What the exit node that owns the key said of the response."""
         self.body = Body()
         self.readers: dict[Visitor, Reader] = {}
         self.alone: Visitor | None = None
@@ -138,7 +141,8 @@ class Flight:
             if self.conditions is not None:
                 stage.stats.validations += 1
                 head = head.replace(fields=head.fields + self.conditions.fields)
-        upstream = stage.next.open(head, peer, True, self)
+        self.told = None
+        upstream = stage.fetch_next.open(head, peer, True, self)
         # All of the answer may have come already, and even another attempt.
         if attempt != self.attempt:
             upstream.reset(Cancelled("another try took its place"))
@@ -156,6 +160,11 @@ class Flight:
     def key(self) -> bytes:
         """The primary key of what is fetched."""
         return self.view.head_key if self.view.is_head else self.view.key
+
+    @property
+    def owned_key(self) -> bytes:
+        """By which the exit node that owns it is found: the same for GET and HEAD."""
+        return self.view.key
 
     def cancel(self) -> None:
         """Nobody waits: gives the fetch up."""
@@ -182,6 +191,10 @@ class Flight:
         if visitor is self.leader:
             self.leader = None
         self.stage.tell(Satisfied(self.id, visitor))
+
+    def owner_says(self, told: Told) -> None:
+        """How old the response is at the exit node that owns the key, and how long fresh; comes just before its head."""
+        self.told = told
 
     def on_interim(self, head: ResponseHead) -> None:
         # Hints before the final head are the leader's: nobody knows yet whether the response may be shared.
@@ -275,6 +288,7 @@ class Flight:
             requested_at=self.requested_at,
             received_at=now,
             wall_s=stage.wall_clock(),
+            told=self.told,
         )
 
     def _build(self, verdict: Storable, status: int, length: int) -> StoredResponse:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgetun_core.http.message import Fields, RequestHead, ResponseHead
@@ -122,6 +122,19 @@ class NotStorable:
     """The origin failed (5xx): it says nothing about the next response, so it is not remembered for long."""
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What another cache of the same fleet says of a response that comes from its store: it may be used for as long as there."""
+
+    age_s: float
+    fresh_s: float
+
+    def apply(self, timing: Timing) -> Timing:
+        """The timing here, with nothing added to what is left there."""
+        spent_s = 0.0 if timing.counts_from_arrival else self.age_s
+        return replace(timing, age_on_arrival_s=self.age_s, lifetime_s=self.fresh_s + spent_s)
+
+
 Storability = Storable | NotStorable
 
 
@@ -223,6 +236,7 @@ def decide_storable(
     requested_at: float,
     received_at: float,
     wall_s: float,
+    told: Told | None = None,
 ) -> Storability:
     """Says whether a response may be stored and shared, and for how long it is fresh (RFC 9111 §3, §4.2).
 
@@ -265,6 +279,8 @@ def decide_storable(
     if length > rule.max_object_bytes and request.method == b"GET":
         return NotStorable("larger than maxObjectBytes")
     timing = _decide_timing(rule, directives, response.status, found, requested_at, received_at, wall_s)
+    if told is not None:
+        timing = told.apply(timing)
     is_shareable = timing.fresh_until + timing.stale_while_revalidate_s > received_at
     if not is_shareable and not (status == 200 and request.method == b"GET" and _has_validator(found)):
         return NotStorable("no freshness (§4.2.1), and nothing to validate by", is_error=failed)

@@ -98,6 +98,13 @@ class Finish(Protocol):
         """A client that does so to every head."""
 
 
+class Elsewhere(Protocol):
+    """Which keys another exit node fetches for the whole fleet."""
+
+    def stage(self, key: bytes, peer: Peer) -> CacheStage | None:
+        """The stage that asks the owner of a key, for a visitor of this node; None when this node asks the origin itself."""
+
+
 class CacheStage:
     """The cache and the collapser for one route; see the top of the file.
 
@@ -125,6 +132,9 @@ class CacheStage:
         self.tenant = tenant
         self.store = store
         self.next = next_handler
+        self.fetch_next = next_handler
+        """Where fetches for all go; where another exit node owns the key, to that (mesh/ownership.py)."""
+        self.elsewhere: Elsewhere | None = None
         self.clock = clock
         self.scheduler = scheduler
         self.wall_clock = wall_clock
@@ -170,6 +180,14 @@ class CacheStage:
                         return CLOSED
         if self.finish is not None:
             client = self.finish.client(client)
+        return self._open_slowly(view, head, peer, end, client)
+
+    def open_relayed(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        """The same for a visitor of another exit node, where the stages in front of this one are."""
+        view = self._views.get(head)
+        if view is None or view.owner is not self:
+            view = build_view(self, head, self.rule, self._tenant, self._partition, self._query)
+            self._views.remember(view)
         return self._open_slowly(view, head, peer, end, client)
 
     def hit(self, head: RequestHead) -> Entry | None:
@@ -234,7 +252,8 @@ class CacheStage:
                             self.stats.stale += 1
                             return self._answer(entry, view, client, now, "accepted", None) or CLOSED
                         if freshness.may_serve_while_revalidating or is_failing:
-                            return self._answer_stale(entry, view, peer, client, now, is_failing)
+                            stage = self._stage_for(view, peer)
+                            return stage._answer_stale(entry, view, peer, client, now, is_failing)
                     case MustForward():
                         fwd = b"fwd=request"
                     case _:
@@ -247,6 +266,17 @@ class CacheStage:
             self.stats.refused += 1
             client.on_head(gateway_timeout(self.wall_clock()), True)
             return CLOSED
+        return self._stage_for(view, peer)._fetch_for(view, head, peer, client, fwd, now)
+
+    def _stage_for(self, view: RequestView, peer: Peer) -> CacheStage:
+        """This stage, or the one that asks the key's owner. They share what is stored, and no flight: a flight of the one may wait for
+        one of the other at another node."""
+        return (self.elsewhere.stage(view.key, peer) if self.elsewhere is not None else None) or self
+
+    def _fetch_for(
+        self, view: RequestView, head: RequestHead, peer: Peer, client: ResponseSink, fwd: bytes, now: float
+    ) -> RequestSink:
+        """Nothing that is stored answers."""
         flight_key = self._flight_key(view)
         if view.is_solo:
             return self._open_solo(view, peer, client, fwd, now)

@@ -64,6 +64,7 @@ class Membership:
             wake=node.registry.wake,
             clock=time.monotonic,
             held=node.registry.held,
+            holds=node.registry.holds,
         )
         if relay_host and relay_port >= 0:
             reached_at = Endpoint(

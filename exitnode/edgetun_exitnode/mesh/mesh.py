@@ -22,6 +22,7 @@ from edgetun_core.control_stream.messages import MOST_TUNNELS_PER_MESSAGE
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import AuthError, Draining, EdgetunError, NoSession, SessionLost, UpstreamUnreachable
 from edgetun_core.fleet_identity import ExitNodeName, PeerContexts, exit_node_of
+from edgetun_core.memo import Memo
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
@@ -42,6 +43,7 @@ from edgetun_exitnode.mesh.calls import (
     unknown_call,
 )
 from edgetun_exitnode.mesh.holders import Holders
+from edgetun_exitnode.mesh.ownership import rank_owners
 from edgetun_exitnode.mesh.peer import Peer
 from edgetun_exitnode.mesh.serving import Serving, Tunnels
 from edgetun_exitnode.pipeline.forward import Session
@@ -76,6 +78,7 @@ class Mesh:
         wake: Callable[[str], None],
         clock: Callable[[], float],
         held: Callable[[], set[str]],
+        holds: Callable[[str], bool],
         rng: random.Random | None = None,
     ) -> None:
         self.name = name
@@ -92,6 +95,7 @@ class Mesh:
         self._wake = wake
         self.clock = clock
         self._held = held
+        self._holds = holds
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - which peers are asked is no secret
         self._peers: dict[str, Peer] = {}
         self._by_runner: dict[SessionRunner, Peer] = {}
@@ -175,6 +179,10 @@ class Mesh:
         if found is None:
             found = self._peers[node] = Peer(node)
         return found
+
+    def holds(self, tunnel: str) -> bool:
+        """Whether this node holds a session of the tunnel, and will for a while."""
+        return not self.is_draining and self._holds(tunnel)
 
     def is_asking(self, tunnel: str) -> bool:
         return tunnel in self._asking
@@ -315,8 +323,7 @@ class Mesh:
                 Holder(node, self.holders.peers[node])
                 for node in self.holders.holders(tunnel, self.clock())[:MOST_HOLDERS]
             )
-            is_held = tunnel in self._held() and not self.is_draining
-            return msgspec.json.encode(HoldersAnswer(is_held, tuple(others)))
+            return msgspec.json.encode(HoldersAnswer(self.holds(tunnel), tuple(others)))
         raise unknown_call(path)
 
     def _hear(self, node: str, told: Told) -> None:
@@ -468,7 +475,17 @@ class Mesh:
 class Remote:
     """The exit nodes that hold one tunnel; see `pipeline.forward.Remote`."""
 
-    __slots__ = ("_epoch", "_mesh", "_nodes", "_tunnel", "_until")
+    __slots__ = (
+        "_candidates",
+        "_elsewhere",
+        "_epoch",
+        "_mesh",
+        "_nodes",
+        "_nodes_before",
+        "_tunnel",
+        "_until",
+        "_was_held",
+    )
 
     def __init__(self, mesh: Mesh, tunnel: str) -> None:
         self._mesh = mesh
@@ -476,6 +493,41 @@ class Remote:
         self._nodes: list[Peer] = []
         self._epoch = -1
         self._until = 0.0
+        self._was_held = False
+        self._nodes_before: list[Peer] | None = None
+        self._candidates: tuple[str, ...] = ()
+        self._elsewhere: Memo[bytes, bool] = Memo(4096)
+
+    def is_elsewhere(self, key: bytes) -> bool:
+        """See `ownership.Owners`. Kept for as long as the same nodes hold the tunnel."""
+        candidates = self.candidates()
+        if not candidates:
+            return False
+        found = self._elsewhere.get(key)
+        if found is None:
+            found = rank_owners(key, candidates)[0] != str(self._mesh.name)
+            self._elsewhere.put(key, found)
+        return found
+
+    def owner(self, key: bytes) -> OwnerRemote:
+        """The way to the owner of a key."""
+        return OwnerRemote(self._mesh, self._tunnel, key)
+
+    def candidates(self) -> tuple[str, ...]:
+        """Who may own keys: the peers that hold the tunnel, and this node when it does; nobody while this node is the only one."""
+        mesh = self._mesh
+        nodes = self._present()
+        is_held = mesh.holds(self._tunnel)
+        if self._candidates and nodes is self._nodes_before and is_held == self._was_held:
+            return self._candidates
+        self._nodes_before, self._was_held = nodes, is_held
+        names = [peer.name for peer in nodes]
+        if is_held and names:
+            names.append(str(mesh.name))
+        if tuple(names) != self._candidates:
+            self._candidates = tuple(names)
+            self._elsewhere = Memo(4096)
+        return self._candidates
 
     def pick(self, avoid: Session | None, sender: str) -> Session | None:
         mesh = self._mesh
@@ -515,6 +567,39 @@ class Remote:
             self._until = now + 1.0
             self._nodes = [mesh.peer(node) for node in mesh.holders.holders(self._tunnel, now)]
         return self._nodes
+
+
+class OwnerRemote:
+    """The way to the exit node that owns one key; to the next when that cannot be reached. For one fetch."""
+
+    __slots__ = ("_key", "_mesh", "_tunnel", "is_hopeful")
+
+    def __init__(self, mesh: Mesh, tunnel: str, key: bytes) -> None:
+        self._mesh = mesh
+        self._tunnel = tunnel
+        self._key = key
+        self.is_hopeful = False
+        """The one to ask is being dialled."""
+
+    def pick(self, avoid: Session | None, sender: str) -> Session | None:
+        mesh, own = self._mesh, str(self._mesh.name)
+        self.is_hopeful = False
+        for node in rank_owners(self._key, mesh.remote(self._tunnel).candidates()):
+            if node == own:
+                return None
+            peer = mesh.peer(node)
+            runner = peer.runner
+            if runner is None:
+                if mesh.dial(peer):
+                    peer.wanted_for.add(self._tunnel)
+                    self.is_hopeful = True
+                    return None
+            elif runner is not avoid:
+                return runner
+        return None
+
+    def failed(self, session: Session, error: EdgetunError) -> None:
+        self._mesh.remote(self._tunnel).failed(session, error)
 
 
 class _Accepted:

@@ -17,11 +17,12 @@ from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
 from edgetun_core.http.stream import STREAMS
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import RouteRule, TunnelRule
+from edgetun_exitnode.cache.freshness import Told
 from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
 from edgetun_exitnode.pipeline.answer import refuse
 from edgetun_exitnode.pipeline.forwarded import LoopDetected, build_forwarded_head
 from edgetun_exitnode.pipeline.limits import TooManyConcurrent
-from edgetun_exitnode.pipeline.relaying import MAX_HOPS, RelayedPeer, build_relayed_head, hops_of
+from edgetun_exitnode.pipeline.relaying import MAX_HOPS, RelayedPeer, build_relayed_head, hops_of, take_told
 
 MEMO_HEADS = 4096
 MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
@@ -60,6 +61,17 @@ class SessionPool(Protocol):
     @property
     def remote(self) -> Remote | None:
         """The other exit nodes, where there are any."""
+
+
+class FetchClient(ResponseSink, Protocol):
+    """Who fetches for all: a flight of the cache."""
+
+    @property
+    def owned_key(self) -> bytes:
+        """By which the owner is found."""
+
+    def owner_says(self, told: Told) -> None:
+        """What the owner says of the response whose head comes next."""
 
 
 class Remote(Protocol):
@@ -127,41 +139,58 @@ class ForwardStage:
         self._max_concurrent = route.limits.max_concurrent_requests
         self._clock = clock
         self._memo: Memo[tuple[RequestHead, str], RequestHead] = Memo(MEMO_HEADS)
-        self._relayed: Memo[tuple[RequestHead, str, int], RequestHead] = Memo(MEMO_HEADS)
+        self._relayed: Memo[tuple[RequestHead, str, int, bool], RequestHead] = Memo(MEMO_HEADS)
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         if self._max_concurrent and self.in_flight >= self._max_concurrent:
             self.counters.refused += 1
             return refuse(client, TooManyConcurrent(self._max_concurrent))
+        prepared = self._prepare(head, peer, client)
+        if prepared is None:
+            return CLOSED
+        exchange = _Forwarded(self, prepared, peer, end, client, self._clock())
+        exchange.start(None)
+        return CLOSED if exchange.is_over else exchange
+
+    def open_at(self, owner: Remote, home: Session, head: RequestHead, peer: Peer, client: FetchClient) -> RequestSink:
+        """The same for a fetch whose answer goes to all: from the exit node that owns it. `home` when that turns out to be this one."""
+        prepared = self._prepare(head, peer, client)
+        if prepared is None:
+            return CLOSED
+        exchange = _FetchedFromOwner(self, prepared, peer, client, self._clock(), owner, home)
+        exchange.start(None)
+        return CLOSED if exchange.is_over else exchange
+
+    def _prepare(self, head: RequestHead, peer: Peer, client: ResponseSink) -> RequestHead | None:
+        """The head for the agent, and counts; None when the client was told why not."""
         key = (head, peer.address)
         prepared = self._memo.get(key) if head.protocol not in STREAMS else head  # TCP and UDP have no fields to add
         if prepared is None:
             try:
                 prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
             except LoopDetected as error:
-                return refuse(client, error)
+                refuse(client, error)
+                return None
             prepared.view = head
             if prepared.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
                 self._memo.put(key, prepared)
         self.in_flight += 1
         self.counters.in_flight += 1
         self.counters.forwarded += 1
-        exchange = _Forwarded(self, prepared, peer, end, client, self._clock())
-        exchange.start(None)
-        return CLOSED if exchange.is_over else exchange
+        return prepared
 
     def now(self) -> float:
         return self._clock()
 
-    def relayed_head(self, prepared: RequestHead, peer: Peer) -> RequestHead:
+    def relayed_head(self, prepared: RequestHead, peer: Peer, *, is_fetch: bool = False) -> RequestHead:
         """What goes to another exit node in the place of what would go to an agent."""
         head = prepared if prepared.protocol in STREAMS else prepared.view
         assert isinstance(head, RequestHead)
         hops = hops_of(peer)
-        key = (prepared, peer.address, hops)
+        key = (prepared, peer.address, hops, is_fetch)
         relayed = self._relayed.get(key)
         if relayed is None:
-            relayed = build_relayed_head(head, peer, self.tunnel_id)
+            relayed = build_relayed_head(head, peer, self.tunnel_id, is_fetch=is_fetch)
             if relayed.protocol is None and relayed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
                 self._relayed.put(key, relayed)
         return relayed
@@ -233,10 +262,15 @@ class _Forwarded:
         if session is None or session is avoid:
             session = self._pick_relay(avoid) or session
             if session is None:
-                self._wait()
+                remote = self._stage.pool.remote
+                self._wait(remote is not None and remote.is_hopeful)
                 return
             if self._remote is not None:
                 head = self._stage.relayed_head(head, self._peer)
+        self._hand(session, head)
+
+    def _hand(self, session: Session, head: RequestHead) -> None:
+        """Opens the exchange on a session."""
         self._tries += 1
         self._session = session
         self._session_pauses = False
@@ -266,13 +300,12 @@ class _Forwarded:
             self._stage.counters.relayed += 1
         return session
 
-    def _wait(self) -> None:
+    def _wait(self, is_hopeful: bool) -> None:
         stage = self._stage
-        remote = stage.pool.remote
-        is_hopeful = remote is not None and remote.is_hopeful
         # Whose visitor it is waits for the agent; the others say at once that they hold no session.
-        grace_s = stage.grace_s if not isinstance(self._peer, RelayedPeer) else 0.0
-        if is_hopeful and hops_of(self._peer) < MAX_HOPS:
+        hops = hops_of(self._peer)
+        grace_s = stage.grace_s if not hops else 0.0
+        if is_hopeful and hops < MAX_HOPS:
             grace_s = max(grace_s, RELAY_WAIT_S)
         grace_s -= stage.now() - self._started
         cancel = stage.pool.wait(self._waited, grace_s, is_hopeful) if grace_s > 0 else None
@@ -404,3 +437,45 @@ class _Forwarded:
         self._session_pauses = False
         if not self._holds_back:
             self._client.resume_request()
+
+
+class _FetchedFromOwner(_Forwarded):
+    """A fetch that goes to the exit node that owns its key; a GET or HEAD without a body."""
+
+    __slots__ = ("_fetch_client", "_home", "_owner")
+
+    def __init__(
+        self,
+        stage: ForwardStage,
+        head: RequestHead,
+        peer: Peer,
+        client: FetchClient,
+        now: float,
+        owner: Remote,
+        home: Session,
+    ) -> None:
+        super().__init__(stage, head, peer, True, client, now)
+        self._fetch_client = client
+        self._owner = owner
+        self._home = home
+
+    def start(self, avoid: Session | None) -> None:
+        owner = self._owner
+        session = owner.pick(avoid, "")
+        if session is not None:
+            self._remote = owner
+            self._stage.counters.relayed += 1
+            self._hand(session, self._stage.relayed_head(self._head, self._peer, is_fetch=True))
+        elif owner.is_hopeful:
+            self._wait(True)
+        else:
+            # This node owns it now, or nobody else is reached: into what the other nodes' requests join here.
+            head = self._head.view
+            assert isinstance(head, RequestHead)
+            self._hand(self._home, head)
+
+    def on_head(self, head: ResponseHead, end: bool) -> None:
+        told, head = take_told(head)
+        if told is not None:
+            self._fetch_client.owner_says(told)
+        super().on_head(head, end)

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgetun_core.http.message import Peer, Relayed, RequestHead
+from edgetun_core.http.message import Peer, Relayed, RequestHead, ResponseHead
+from edgetun_exitnode.cache.freshness import Told
 
 MAX_HOPS: Final = 2
 """Exit nodes behind the visitor's. The first may pass on once more, when its own session has just gone; the second may not."""
 
+TOLD: Final = b"edgetun-freshness"
+"""The field in which the owner of a key tells another exit node of a stored response: its age and how long it is fresh, in seconds."""
+
+MAX_TOLD_S: Final = 2.0**31
+
 
 class RelayedPeer(Peer):
-    """A visitor of another exit node. `hops` as in `Relayed`, `sender` is the node that handed the request on."""
+    """A visitor of another exit node. `hops` and `is_fetch` as in `Relayed`, `sender` is the node that handed the request on."""
 
-    __slots__ = ("hops", "sender")
+    __slots__ = ("hops", "is_fetch", "sender")
 
     def __init__(self, relayed: Relayed, scheme: bytes, sender: str) -> None:
         super().__init__(relayed.address, relayed.port, scheme, relayed.version, relayed.sni)
         self.hops = relayed.hops
+        self.is_fetch = relayed.is_fetch
         self.sender = sender
 
 
@@ -31,7 +38,7 @@ def hops_of(peer: Peer) -> int:
     return peer.hops if isinstance(peer, RelayedPeer) else 0
 
 
-def build_relayed_head(head: RequestHead, peer: Peer, tunnel_id: str) -> RequestHead:
+def build_relayed_head(head: RequestHead, peer: Peer, tunnel_id: str, *, is_fetch: bool) -> RequestHead:
     """The head for another exit node."""
     # The port would make every connection's head another one; only what is no HTTP asks for it.
     port = peer.port if head.protocol is not None else 0
@@ -43,5 +50,27 @@ def build_relayed_head(head: RequestHead, peer: Peer, tunnel_id: str) -> Request
         head.fields,
         head.protocol,
         tunnel_id,
-        Relayed(hops_of(peer) + 1, peer.address, port, peer.version, peer.sni),
+        Relayed(hops_of(peer) + 1, peer.address, port, peer.version, peer.sni, is_fetch),
     )
+
+
+def with_told(head: ResponseHead, told: Told | None) -> ResponseHead:
+    """The head for another exit node. What an origin wrote into the field is dropped."""
+    fields = tuple(field for field in head.fields if field[0] != TOLD)
+    if told is not None:
+        fields = (*fields, (TOLD, b"%.3f %.3f" % (told.age_s, told.fresh_s)))
+    return ResponseHead(head.status, fields)
+
+
+def take_told(head: ResponseHead) -> tuple[Told | None, ResponseHead]:
+    """What the owner says, and the head without it."""
+    value = head.get(TOLD)
+    if value is None:
+        return None, head
+    bare = ResponseHead(head.status, tuple(field for field in head.fields if field[0] != TOLD))
+    age, _, fresh = value.partition(b" ")
+    try:
+        told = Told(float(age), float(fresh))
+    except ValueError:
+        return None, bare
+    return (told if 0 <= told.age_s < MAX_TOLD_S and 0 <= told.fresh_s < MAX_TOLD_S else None), bare

@@ -1,0 +1,161 @@
+"""Which exit node fetches a key for the whole fleet, and how a node's cache asks it.
+
+A key's owner is the first by rendezvous hashing among the nodes that hold a session of the tunnel, so that nodes that know the same
+holders agree without a word, and a holder that goes moves its keys and no others. The owner's cache collapses what all nodes
+ask; the node at which a visitor is caches too, for as long as the owner may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Protocol, cast
+
+from edgetun_core.errors import EdgetunError
+from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
+from edgetun_core.http.message import Fields, Peer, Relayed, RequestHead, ResponseHead
+from edgetun_exitnode.cache.freshness import Told, current_age_s
+from edgetun_exitnode.cache.response import StoredResponse
+from edgetun_exitnode.cache.stage import RETRY_S, CacheStage
+from edgetun_exitnode.pipeline.forward import FetchClient, ForwardStage, Remote
+from edgetun_exitnode.pipeline.relaying import RelayedPeer, with_told
+
+
+def rank_owners(key: bytes, nodes: Iterable[str]) -> list[str]:
+    """The nodes in the order in which they own the key; the first does, the next when that is gone. Pure."""
+    return sorted(nodes, key=lambda node: (blake2b(key, digest_size=8, key=_digest(node)).digest(), node), reverse=True)
+
+
+def _digest(node: str) -> bytes:
+    return blake2b(node.encode(), digest_size=16).digest()
+
+
+class Owners(Protocol):
+    """Who owns the keys of one tunnel."""
+
+    def is_elsewhere(self, key: bytes) -> bool:
+        """Whether another node owns the key."""
+
+    def owner(self, key: bytes) -> Remote:
+        """The way to it."""
+
+
+class OwnersOf(Protocol):
+    """The exit node, whose mesh comes when it has a certificate."""
+
+    def owners(self, tunnel: str) -> Owners | None:
+        """None while there are no other exit nodes."""
+
+
+class AtOwner:
+    """The `Elsewhere` of one route's cache, and where the fetches of the stage for other nodes' keys go."""
+
+    def __init__(
+        self,
+        nodes: OwnersOf,
+        tunnel: str,
+        forward: ForwardStage,
+        entry: Handler,
+        build: Callable[[ForwardStage], CacheStage],
+    ) -> None:
+        """`entry` is where other nodes' requests enter the route."""
+        self._nodes = nodes
+        self._tunnel = tunnel
+        self._forward = forward
+        self._build = build
+        self._stage: CacheStage | None = None
+        self._home = _Home(entry)
+
+    def stage(self, key: bytes, peer: Peer) -> CacheStage | None:
+        """See `cache.stage.Elsewhere`. What another node hands on is fetched here: it took this one for the owner."""
+        owners = self._nodes.owners(self._tunnel)
+        if owners is None or isinstance(peer, RelayedPeer) or not owners.is_elsewhere(key):
+            return None
+        stage = self._stage
+        if stage is None:
+            stage = self._stage = self._build(self._forward)
+            stage.fetch_next = self
+        return stage
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        """A fetch of the stage for other nodes' keys."""
+        flight = cast("FetchClient", client)
+        owners = self._nodes.owners(self._tunnel)
+        if owners is None:
+            return self._forward.open(head, peer, end, client)
+        return self._forward.open_at(owners.owner(flight.owned_key), self._home, head, peer, flight)
+
+
+class _Home:
+    """This node as the owner of what another one was taken for, until all hear that it is gone."""
+
+    __slots__ = ("_entry", "in_flight")
+
+    def __init__(self, entry: Handler) -> None:
+        self._entry = entry
+        self.in_flight = 0
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        own = Relayed(0, peer.address, peer.port, peer.version, peer.sni, True)
+        return self._entry.open(head, RelayedPeer(own, peer.scheme, ""), end, client)
+
+
+class RelayedEntry:
+    """Where the requests that other exit nodes hand on enter a route: its cache, while this node holds a session of the tunnel.
+
+    Without one they only pass. A flight that waits for another node must not be joined from there, or each may wait for the other.
+    """
+
+    __slots__ = ("_cache", "_clock", "_forward", "_holds")
+
+    def __init__(
+        self, forward: ForwardStage, cache: CacheStage | None, holds: Callable[[], bool], clock: Callable[[], float]
+    ) -> None:
+        self._forward = forward
+        self._cache = cache
+        self._holds = holds
+        self._clock = clock
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        if self._cache is None or not self._holds():
+            return self._forward.open(head, peer, end, client)
+        if isinstance(peer, RelayedPeer) and peer.is_fetch:
+            client = _Telling(client, self._clock)
+        return self._cache.open_relayed(head, peer, end, client)
+
+
+class _Telling:
+    """Tells the node that asked how old a stored response is, and how long it may be used."""
+
+    __slots__ = ("_client", "_clock")
+
+    def __init__(self, client: ResponseSink, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._clock = clock
+
+    def on_head(self, head: ResponseHead, end: bool) -> None:
+        told = None
+        if isinstance(head.view, StoredResponse):
+            now = self._clock()
+            # A stale one that answers all the same is not asked for again at once, here and there.
+            fresh_s = head.view.fresh_until - now
+            told = Told(current_age_s(head.view.timing, now), fresh_s if fresh_s > 0 else RETRY_S)
+        self._client.on_head(with_told(head, told), end)
+
+    def on_interim(self, head: ResponseHead) -> None:
+        self._client.on_interim(head)
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        self._client.on_data(data, end)
+
+    def on_trailers(self, fields: Fields) -> None:
+        self._client.on_trailers(fields)
+
+    def on_reset(self, error: EdgetunError) -> None:
+        self._client.on_reset(error)
+
+    def pause_request(self) -> None:
+        self._client.pause_request()
+
+    def resume_request(self) -> None:
+        self._client.resume_request()
