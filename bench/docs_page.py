@@ -26,6 +26,10 @@ ORDER = [
     "bulk-memory",
     "idle",
     "startup",
+    "fleet",
+    "fleet-compile",
+    "fleet-agents",
+    "fleet-whole",
 ]
 SOURCES = {"cache-scale": "cache_scale"}
 """Scripts whose records do not begin with their name."""

@@ -42,6 +42,32 @@ def _ratio(script: str, name: str, ours: str, theirs: str) -> Callable[[Records]
     return lambda records: _figure(script, ours, name)(records) / _figure(script, theirs, name)(records)
 
 
+TEN, TEN_THOUSAND = "10 tunnels", "10,000 tunnels"
+
+
+def _reconcile_growth(records: Records) -> float:
+    """What operator and control spend on one tunnel among 10,000, over what they do among 10."""
+
+    def spent(subject: str) -> float:
+        return sum(_figure("fleet", subject, who)(records) for who in ("operator", "control"))
+
+    return spent(TEN_THOUSAND) / spent(TEN)
+
+
+_FLEET = [
+    Goal("fleet of 10,000: apply to served, p50", _figure("fleet", TEN_THOUSAND, "p50"), at_most=250, unit="ms"),
+    Goal("fleet of 10,000: apply to served, p99", _figure("fleet", TEN_THOUSAND, "p99"), at_most=1000, unit="ms"),
+    Goal("reconcile cost of a tunnel, among 10,000 over among 10", _reconcile_growth, at_most=1.2),
+    Goal("full compile of 10,000, CPU", _figure("fleet-compile", TEN_THOUSAND, "compile"), at_most=2, unit="s"),
+    Goal("one change to an exit node of 10,000", _figure("fleet", TEN_THOUSAND, "delta"), at_most=2048, unit="bytes"),
+    Goal("idle API requests, 10,000 over 10", _ratio("fleet", "idle", TEN_THOUSAND, TEN), at_most=1.2),
+    Goal("1,000 agents at once: all placed", _figure("fleet-agents", "1,000 agents", "all"), at_most=20, unit="s"),
+    Goal("the same: errors", _figure("fleet-agents", "1,000 agents", "errors"), at_most=0, unit=""),
+    Goal("operator at 10,000 tunnels, RSS", _figure("fleet-whole", "operator", "rss"), at_most=300, unit="MB"),
+    Goal("control at 10,000 tunnels, RSS", _figure("fleet-whole", "control", "rss"), at_most=300, unit="MB"),
+    Goal("operator restarted: objects rewritten", _figure("fleet-whole", "operator", "rewritten"), at_most=0, unit=""),
+]
+
 GOALS = [
     Goal("10,000 visitors in 2 s, TTL 1 s: origin requests", _figure("crowd", "edgetun http", "origin"), at_most=2, unit=""),
     Goal("the same: errors", _figure("crowd", "edgetun http", "errors"), at_most=0, unit=""),
@@ -81,6 +107,7 @@ GOALS = [
     Goal("idle visitor, exit node", _figure("idle", TLS, "edge"), at_most=4096, unit="bytes"),
     Goal("idle visitor, agent", _figure("idle", TLS, "agent"), at_most=64, unit="bytes"),
     Goal("`edgetun http` ready", _figure("startup", "edgetun http, first answer from the origin", "ready"), at_most=1000, unit="ms"),
+    *_FLEET,
     Goal("exit node alone ready", _figure("startup", "edgetun-exitnode, first answer (404)", "ready"), at_most=300, unit="ms"),
 ]  # fmt: skip
 

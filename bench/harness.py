@@ -41,6 +41,21 @@ class BenchError(Exception):
 # -- processes ---------------------------------------------------------------------------------------------------
 
 
+def cpu_s_of(pid: int) -> float:
+    """User and system seconds of a process so far, all threads.
+
+    The scheduler's own nanoseconds where the kernel keeps them: on a kernel that accounts by ticks, a process that
+    works in short bursts would be charged by luck.
+    """
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    except (OSError, IndexError):
+        pass
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+
 class Process:
     """A program pinned to a core, its output in a file, ended by its own pid."""
 
@@ -73,18 +88,8 @@ class Process:
         return self._popen.poll() is None
 
     def cpu_s(self) -> float:
-        """User and system seconds so far, all threads.
-
-        The scheduler's own nanoseconds where the kernel keeps them: on a kernel that accounts by ticks, a process that
-        works in short bursts would be charged by luck.
-        """
-        try:
-            tasks = Path(f"/proc/{self.pid}/task").iterdir()
-            return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-        except (OSError, IndexError):
-            pass
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+        """User and system seconds so far, all threads."""
+        return cpu_s_of(self.pid)
 
     def rss_bytes(self, *, peak: bool = False) -> int:
         """Resident memory now, or the most it ever was."""

@@ -7,6 +7,10 @@ Times are in seconds, sizes in bytes. New fields get defaults, so that a process
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import msgspec
 from msgspec import Struct
 
@@ -218,10 +222,28 @@ class Snapshot(Struct, frozen=True, omit_defaults=True):
     pool: str
     region: str
     tunnels: tuple[TunnelRule, ...] = ()
+    """Sorted by id, so that equal content makes equal bytes and one of 10,000 is found without looking at the others."""
     credential_keys: tuple[CredentialKey, ...] = ()
     revoked_tokens: tuple[str, ...] = ()
     """Ids of cluster tokens whose sessions must end and whose credentials no longer count."""
     pool_rule: PoolRule = PoolRule()
+
+
+class SnapshotChange(NamedTuple):
+    """How a snapshot came from another one: of the tunnels at most these are others, new or gone."""
+
+    base: Snapshot
+    tunnel_ids: frozenset[str]
+
+
+def find_rule(tunnels: Sequence[TunnelRule], tunnel_id: str) -> TunnelRule | None:
+    """The rule of a tunnel in a snapshot's tunnels."""
+    at = bisect_left(tunnels, tunnel_id, key=_id_of)
+    return tunnels[at] if at < len(tunnels) and tunnels[at].id == tunnel_id else None
+
+
+def _id_of(rule: TunnelRule) -> str:
+    return rule.id
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -19,7 +19,7 @@ from edgetun_core.http.h1 import H1Limits
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.proxy_protocol import TrustedNetworks
 from edgetun_core.purge import PurgeOrder, PurgeReport
-from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, TunnelRule
+from edgetun_core.snapshot import PoolRule, RouteRule, Snapshot, SnapshotChange, TunnelRule, find_rule
 from edgetun_core.transport.engines import Listener, listen
 from edgetun_exitnode.cache.disk import DiskTier
 from edgetun_exitnode.cache.purge import purge
@@ -88,7 +88,7 @@ class ExitNode:
         self._clock = clock
         self._wall_clock = wall_clock
         self._views = Views()
-        self.registry = SessionRegistry(clock, loop.call_later)
+        self.registry = SessionRegistry(clock, loop.call_later, lambda tunnel: tunnel in self.router.table.plans)
         self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
         self.store = Store(self.limits.cache_bytes)
         self.cache_stats: dict[str, CacheStats] = {}
@@ -112,17 +112,24 @@ class ExitNode:
         self.mesh = mesh
         self.registry.use_mesh(mesh.remote)
 
-    def apply(self, snapshot: Snapshot) -> None:
-        """Obeys a snapshot from the next request on."""
-        before = self.router.table
-        self.router.table = self._plans.build(snapshot, before)
+    def apply(self, snapshot: Snapshot, change: SnapshotChange | None = None) -> None:
+        """Obeys a snapshot from the next request on. With a `change` of the present one this costs what has changed."""
+        if change is not None and change.base is not self.snapshot:
+            change = None
+        self.router.table = table = self._plans.build(snapshot, self.router.table, change)
         self.snapshot = snapshot
         self.acceptor.apply(snapshot)
-        self.registry.retain(rule.id for rule in snapshot.tunnels)
+        candidates = self._remembered() if change is None else change.tunnel_ids
+        gone = [tunnel for tunnel in candidates if tunnel not in table.plans]
+        self.registry.forget(gone)
         if self.mesh is not None:
-            self.mesh.retain(rule.id for rule in snapshot.tunnels)
-        for gone in [tunnel for tunnel in self.cache_stats if tunnel not in self.router.table.plans]:
-            del self.cache_stats[gone]
+            self.mesh.forget(gone)
+        for tunnel in gone:
+            self.cache_stats.pop(tunnel, None)
+        if change is None or self._is_of_streams(snapshot, change):
+            self._apply_streams(snapshot)
+
+    def _apply_streams(self, snapshot: Snapshot) -> None:
         streams = self.streams
         streams.trusted = TrustedNetworks(snapshot.pool_rule.trusted_proxies)
         plans = self.router.table.plans
@@ -131,6 +138,14 @@ class ExitNode:
         for tunnel_id, plan in streams.plans.plans.items():
             plans[tunnel_id].stream = plan.handler
         streams.follow()
+
+    def _is_of_streams(self, snapshot: Snapshot, change: SnapshotChange) -> bool:
+        """Whether a change says anything to TCP and UDP tunnels."""
+        if change.base.pool_rule != snapshot.pool_rule:
+            return True
+        rules = (find_rule(snapshot.tunnels, tunnel_id) for tunnel_id in change.tunnel_ids)
+        is_one_now = any(rule is not None and rule.stream is not None for rule in rules)
+        return is_one_now or any(tunnel_id in self.streams.plans.plans for tunnel_id in change.tunnel_ids)
 
     def _build_forward(self, tunnel: TunnelRule, route: RouteRule) -> Handler:
         """The one stage of a TCP or UDP tunnel."""
@@ -152,6 +167,11 @@ class ExitNode:
                 remedy="choose another, or mount one there",
             ) from error
         self.store.use_disk(disk, self._clock, self._wall_clock)
+
+    def _remembered(self) -> set[str]:
+        """Every tunnel of which something is kept beside its plan."""
+        of_mesh = self.mesh.tunnels if self.mesh is not None else ()
+        return {*self.registry.services, *self.cache_stats, *of_mesh}
 
     def purge(self, order: PurgeOrder) -> PurgeReport:
         """Takes responses out of this node's cache; another node's are that node's."""

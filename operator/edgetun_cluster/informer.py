@@ -48,6 +48,8 @@ def without_managed_fields(obj: Object) -> Object:
 class Informer(Generic[T]):
     """Lists and watches one kind. `parse` makes what is kept of each object; it must not raise.
 
+    `parse_again` does so for one of which something is kept already; it may take over what has not changed.
+
     `start()`, then `await synced()`; `close()` at the end.
     """
 
@@ -60,6 +62,7 @@ class Informer(Generic[T]):
         label_selector: str = "",
         field_selector: str = "",
         parse: Callable[[Object], T] = without_managed_fields,  # type: ignore[assignment]
+        parse_again: Callable[[Object, T], T] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kind = kind
@@ -74,6 +77,7 @@ class Informer(Generic[T]):
         self._labels = label_selector
         self._fields = field_selector
         self._parse = parse
+        self._parse_again = parse_again
         self._clock = clock
         self._store: dict[Key, T] = {}
         self._versions: dict[Key, str] = {}
@@ -206,7 +210,7 @@ class Informer(Generic[T]):
         if self._versions.get(key) == version:
             return
         old = self._store.get(key)
-        new = self._parse(obj)
+        new = self._parse(obj) if old is None or self._parse_again is None else self._parse_again(obj, old)
         self._store[key] = new
         self._versions[key] = version
         self._tell(Change("added" if old is None else "modified", key, old, new))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -21,13 +22,16 @@ from edgetun_control.store import Claim, decide_ended_tokens, ended_since
 from edgetun_control.stores.kubernetes import KubernetesStore
 from edgetun_core.api.tunnel import Tunnel, TunnelSpec
 from edgetun_core.compile import allows_region, pool_rule, tunnel_rule
+from edgetun_core.control_stream.delta import replace_rules
 from edgetun_core.credentials import TokenRecord, TokenState
-from edgetun_core.snapshot import PoolRule, Snapshot, TunnelRule
+from edgetun_core.snapshot import CredentialKey, PoolRule, Snapshot, TunnelRule
 
 log = logging.getLogger("edgetun.control.publish")
 
 GATHER_S: Final = 0.02
 LONGEST_SLEEP_S: Final = 60.0
+KEPT_CHANGES: Final = 256
+"""Publications of which is remembered what changed; whoever is further behind compares everything."""
 
 
 class FleetPublisher:
@@ -46,6 +50,13 @@ class FleetPublisher:
         self._dirty: set[str] = set()
         self._version = int(clock() * 1000)
         self._tunnels_by_region: dict[tuple[str, str], tuple[TunnelRule, ...]] = {}
+        """Of the regions that were asked for; sorted by id, and brought up to date with every publication."""
+        self._changes: deque[tuple[int, frozenset[str]]] = deque(maxlen=KEPT_CHANGES)
+        """Versions, and the tunnels that changed with each."""
+        self._complete_since = self._version
+        """Changes after this version are all in `_changes`."""
+        self._keys: tuple[CredentialKey, ...] = ()
+        self._revoked: tuple[str, ...] = ()
         self._subscribers: list[Callable[[object], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
@@ -136,19 +147,28 @@ class FleetPublisher:
             tunnels = self._tunnels_by_region[key] = tuple(
                 rule
                 for tunnel_id, rule in sorted(self._rules.items())
-                if (spec := self._specs[tunnel_id]).pool.name == pool and allows_region(spec, region)
+                if _is_served(self._specs[tunnel_id], pool, region)
             )
         found = self._store.claims.pools.get(pool)
-        state = self._store.state
         return Snapshot(
             version=self._version,
             pool=pool,
             region=region,
             tunnels=tunnels,
-            credential_keys=tuple(key.public for key in state.signing_keys),
-            revoked_tokens=decide_ended_tokens(state, self._clock()),
+            credential_keys=self._keys,
+            revoked_tokens=self._revoked,
             pool_rule=pool_rule(found.spec) if found is not None else PoolRule(),
         )
+
+    def changed_since(self, version: int) -> frozenset[str] | None:
+        """At least the tunnels that are others than in the snapshots of that version; None when nobody remembers."""
+        if version < self._complete_since:
+            return None
+        return frozenset().union(*(ids for at, ids in self._changes if at > version))
+
+    def forget_region(self, pool: str, region: str) -> None:
+        """Nobody follows this region any more."""
+        self._tunnels_by_region.pop((pool, region), None)
 
     # ---- changes
 
@@ -191,11 +211,16 @@ class FleetPublisher:
             self._timer = None
         began = time.perf_counter()
         dirty, self._dirty = self._dirty, set()
-        if dirty:
-            for tunnel_id in dirty:
-                self._look_at(tunnel_id)
-            self._tunnels_by_region.clear()
+        changed = frozenset(tunnel_id for tunnel_id in dirty if self._look_at(tunnel_id))
+        state = self._store.state
+        self._keys = tuple(key.public for key in state.signing_keys)
+        self._revoked = decide_ended_tokens(state, self._clock())
         self._version = max(self._version + 1, int(self._clock() * 1000))
+        if changed:
+            if len(self._changes) == KEPT_CHANGES:
+                self._complete_since = self._changes[0][0]
+            self._changes.append((self._version, changed))
+            self._bring_up_to_date(changed)
         self.published_total += 1
         for subscriber in tuple(self._subscribers):
             subscriber(self)
@@ -203,21 +228,41 @@ class FleetPublisher:
         self.wake()
         self.last_cost_s = time.perf_counter() - began
 
-    def _look_at(self, tunnel_id: str) -> None:
+    def _bring_up_to_date(self, changed: frozenset[str]) -> None:
+        for (pool, region), tunnels in self._tunnels_by_region.items():
+            put, removed = [], []
+            for tunnel_id in sorted(changed):
+                rule = self._rules.get(tunnel_id)
+                if rule is not None and _is_served(self._specs[tunnel_id], pool, region):
+                    put.append(rule)
+                else:
+                    removed.append(tunnel_id)
+            self._tunnels_by_region[pool, region] = replace_rules(tunnels, put, removed)
+
+    def _look_at(self, tunnel_id: str) -> bool:
+        """Compiles one tunnel; whether anything is new."""
         tunnel: Tunnel | None = self._store.claims.tunnel(tunnel_id)
         verdict = self._store.claims.verdict(tunnel_id) if tunnel is not None else None
         if tunnel is None or verdict is None or not verdict.served:
-            self._rules.pop(tunnel_id, None)
+            was_served = self._rules.pop(tunnel_id, None) is not None
             self._specs.pop(tunnel_id, None)
             self._manifests.pop(tunnel_id, None)
-            self._by_namespace.get(tunnel_id.partition("/")[0], set()).discard(tunnel_id)
-            return
+            namespace = tunnel_id.partition("/")[0]
+            others = self._by_namespace.get(namespace, set())
+            others.discard(tunnel_id)
+            if not others:
+                self._by_namespace.pop(namespace, None)
+            return was_served
         rule = tunnel_rule(tunnel, verdict.hostnames)
-        self._rules[tunnel_id] = rule
+        before = self._specs.get(tunnel_id)
         self._specs[tunnel_id] = tunnel.spec
         if tunnel_id not in self._adhoc:
             self._manifests[tunnel_id] = rule.address_names
             self._by_namespace.setdefault(tunnel_id.partition("/")[0], set()).add(tunnel_id)
+        if before is not None and before.pool == tunnel.spec.pool and self._rules.get(tunnel_id) == rule:
+            return False
+        self._rules[tunnel_id] = rule
+        return True
 
     def _watch_ends(self) -> None:
         """Tokens end by themselves too."""
@@ -227,3 +272,7 @@ class FleetPublisher:
         coming = [ends for record in self._store.state.tokens.values() if (ends := ended_since(record)) > now]
         wait_s = max(0.05, min([LONGEST_SLEEP_S, *(ends - now for ends in coming)]))
         self._end_timer = asyncio.get_running_loop().call_later(wait_s, self._state_changed)
+
+
+def _is_served(spec: TunnelSpec, pool: str, region: str) -> bool:
+    return spec.pool.name == pool and allows_region(spec, region)

@@ -1,4 +1,7 @@
-"""kopf's part: it watches the resources that people write and wakes the queue. It writes nothing.
+"""kopf's part: it watches pools and tokens and wakes the queue. It writes nothing.
+
+Tunnels and reservations wake the queue through informers alone: kopf holds every object of a first list at one time, with a task for
+each, and ten thousand of them would not fit (docs/decisions).
 
 No handler of a kind that needs a finalizer or an annotation is registered, so kopf leaves no trace on any object, and nothing waits
 for us when it is deleted. Leader election is ours (a Lease), hence `standalone`.
@@ -16,21 +19,19 @@ from typing import Any, Final
 import kopf
 
 from edgetun_cluster.connection import Connection
-from edgetun_cluster.kinds import AGENT_TOKEN, EXIT_POOL, HOSTNAME_RESERVATION, TUNNEL, Key
+from edgetun_cluster.kinds import AGENT_TOKEN, EXIT_POOL, Key
 from edgetun_core.api.meta import GROUP, VERSION
 from edgetun_core.errors import EdgetunError
 from edgetun_operator.work import Item, ItemKind
 
 KINDS: Final[dict[str, ItemKind]] = {
     EXIT_POOL.plural: "ExitPool",
-    TUNNEL.plural: "Tunnel",
     AGENT_TOKEN.plural: "AgentToken",
-    HOSTNAME_RESERVATION.plural: "HostnameReservation",
 }
 
 
 def build_registry(add: Callable[[Item], None], connection: Connection) -> kopf.OperatorRegistry:
-    """Handlers that call `add`, for every event of the kinds that people write."""
+    """Handlers that call `add`, for every event of `KINDS`."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)

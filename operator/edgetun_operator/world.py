@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
-
-from pydantic import BaseModel
 
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.informer import Change, Informer, without_managed_fields
@@ -33,9 +32,10 @@ from edgetun_cluster.kinds import (
     Object,
     key_of,
 )
+from edgetun_cluster.reading import compact_status, is_same_spec, read_resource
 from edgetun_core.api.agent import Agent
 from edgetun_core.api.exitpool import ExitPool
-from edgetun_core.api.load import AnyResource, parse_resource
+from edgetun_core.api.load import AnyResource
 from edgetun_core.api.reservation import HostnameReservation
 from edgetun_core.api.token import AgentToken
 from edgetun_core.api.tunnel import Tunnel
@@ -59,7 +59,7 @@ OWNED_KINDS: Final = (
 )
 """Kinds of the objects that an ExitPool owns."""
 
-_READ: Final = ("name", "namespace", "creationTimestamp", "uid", "resourceVersion", "generation")
+_READ: Final = ("name", "namespace", "creationTimestamp", "uid", "generation")
 """What the models are given of the metadata. Labels and annotations of ten thousand tunnels would be kept for nothing."""
 _KEPT: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "deletionTimestamp")
 
@@ -90,38 +90,21 @@ class Seen(NamedTuple, Generic[R]):
         return bool(self.metadata.get("deletionTimestamp"))
 
 
-def see(obj: Object) -> Seen[Any]:
+def see(kind: Kind, obj: Object) -> Seen[Any]:
     """Reads a resource of ours. Never raises for what stands in it."""
-    metadata = {name: obj["metadata"][name] for name in _KEPT if name in obj["metadata"]}
-    plain = {
-        "apiVersion": obj.get("apiVersion"),
-        "kind": obj.get("kind"),
-        "metadata": {name: obj["metadata"][name] for name in _READ if name in obj["metadata"]},
-        "spec": obj.get("spec") or {},
-    }
-    resource, problems = parse_resource(plain)
-    return Seen(metadata, _slim(resource) if resource is not None else None, problems, obj.get("status") or {})
+    resource, problems = read_resource(kind, obj, _READ)
+    return Seen(_who(obj), resource, problems, compact_status(obj))
 
 
-def _slim(resource: AnyResource) -> AnyResource:
-    """The resource with one instance of each block that says nothing, shared by all: a small tunnel takes half the memory so."""
-    spec: Any = resource.spec
-    shared = {}
-    for name, value in spec:
-        if isinstance(value, BaseModel) and not value.model_fields_set:
-            shared[name] = _SHARED.setdefault(type(value), value)
-    return resource.model_copy(update={"spec": spec.model_copy(update=shared)}) if shared else resource
+def see_again(kind: Kind, obj: Object, before: Seen[Any]) -> Seen[Any]:
+    """The same of a resource that was read before. Mostly it is its status that has changed."""
+    if not is_same_spec(obj, before.uid, before.generation):
+        return see(kind, obj)
+    return Seen(_who(obj), before.resource, before.problems, compact_status(obj))
 
 
-_SHARED: Final[dict[type[BaseModel], Any]] = {}
-
-
-def _seeing(kind: Kind) -> Any:
-    def parse(obj: Object) -> Seen[Any]:
-        # Items of a list come without their kind.
-        return see({"apiVersion": kind.api_version, "kind": kind.kind, **obj})
-
-    return parse
+def _who(obj: Object) -> Object:
+    return {name: obj["metadata"][name] for name in _KEPT if name in obj["metadata"]}
 
 
 def _without_private_keys(obj: Object) -> Object:
@@ -140,13 +123,11 @@ class World:
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.namespace = namespace
-        self.pools: Informer[Seen[ExitPool]] = Informer(cluster, EXIT_POOL, parse=_seeing(EXIT_POOL))
-        self.tunnels: Informer[Seen[Tunnel]] = Informer(cluster, TUNNEL, parse=_seeing(TUNNEL))
-        self.tokens: Informer[Seen[AgentToken]] = Informer(cluster, AGENT_TOKEN, parse=_seeing(AGENT_TOKEN))
-        self.agents: Informer[Seen[Agent]] = Informer(cluster, AGENT, parse=_seeing(AGENT))
-        self.reservations: Informer[Seen[HostnameReservation]] = Informer(
-            cluster, HOSTNAME_RESERVATION, parse=_seeing(HOSTNAME_RESERVATION)
-        )
+        self.pools: Informer[Seen[ExitPool]] = _following(cluster, EXIT_POOL)
+        self.tunnels: Informer[Seen[Tunnel]] = _following(cluster, TUNNEL)
+        self.tokens: Informer[Seen[AgentToken]] = _following(cluster, AGENT_TOKEN)
+        self.agents: Informer[Seen[Agent]] = _following(cluster, AGENT)
+        self.reservations: Informer[Seen[HostnameReservation]] = _following(cluster, HOSTNAME_RESERVATION)
         self.namespaces: Informer[Mapping[str, str]] = Informer(
             cluster, NAMESPACE, parse=lambda obj: dict(obj["metadata"].get("labels") or {})
         )
@@ -231,6 +212,8 @@ class World:
             self._affected(self.claims.drop_pool(change.key.name))
 
     def _index_reservation(self, change: Change[Seen[HostnameReservation]]) -> None:
+        if change.old is not None and change.new is not None and change.old.resource is change.new.resource:
+            return  # only its status or its labels
         if change.new is not None and change.new.resource is not None:
             self._affected(self.claims.put_reservation(change.new.resource))
         elif change.old is not None and change.old.resource is not None:
@@ -252,6 +235,10 @@ class World:
             if seen is not None and seen.status.get("sessions"):
                 place = (str(seen.status.get("pool", "")), str(seen.status.get("region", "")))
                 self.sessions[place] = self.sessions.get(place, 0) + sign * int(seen.status["sessions"])
+
+
+def _following(cluster: Cluster, kind: Kind) -> Informer[Seen[Any]]:
+    return Informer(cluster, kind, parse=partial(see, kind), parse_again=partial(see_again, kind))
 
 
 def hostnames_of(seen: Seen[Tunnel] | None) -> tuple[str, ...]:

@@ -6,24 +6,36 @@ however many nodes get it. `Feed` is one node: at most one change is on its way;
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Final
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from edgetun_core.control_stream.delta import diff_snapshots, snapshot_digest
+from edgetun_core.control_stream.delta import diff_snapshots
+from edgetun_core.control_stream.digest import RuleHashes
 from edgetun_core.control_stream.messages import Ack, Full, NodeHello, Resync, Standing, encode
-from edgetun_core.snapshot import Snapshot
+from edgetun_core.snapshot import Snapshot, find_rule
 
 KEPT_SNAPSHOTS: Final = 64
 """They share nearly all of their tunnels, so this is cheap; a node that is further behind gets the whole."""
 KEPT_MESSAGES: Final = 16
 
 
+class _Kept(NamedTuple):
+    snapshot: Snapshot
+    step: int
+    """When it was the present one last."""
+
+
 class History:
     """The snapshots of one pool's region. `put` the next one; `message_from` tells what a node with another one needs."""
 
     def __init__(self) -> None:
-        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
+        self._snapshots: OrderedDict[str, _Kept] = OrderedDict()
         self._messages: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._hashes = RuleHashes()
+        self._steps: deque[tuple[int, frozenset[str] | None]] = deque(maxlen=KEPT_SNAPSHOTS)
+        """The latest steps, and which tunnels may have changed with each; None where that is not known."""
+        self._step = 0
         self._digest = ""
 
     @property
@@ -33,15 +45,32 @@ class History:
 
     @property
     def current(self) -> Snapshot | None:
-        return self._snapshots.get(self._digest)
+        kept = self._snapshots.get(self._digest)
+        return kept.snapshot if kept is not None else None
 
-    def put(self, snapshot: Snapshot) -> bool:
-        """Takes the next snapshot; False when it says what the present one says (then the present one stays)."""
-        digest = snapshot_digest(snapshot)
+    def put(self, snapshot: Snapshot, changed: Iterable[str] | None = None) -> bool:
+        """Takes the next snapshot; False when it says what the present one says (then the present one stays).
+
+        `changed` are the ids of at least all tunnels that differ from the present snapshot's; None when that is not known.
+        """
+        present = self.current
+        ids = frozenset(changed) if changed is not None and present is not None else None
+        if ids is None:
+            self._hashes = RuleHashes(snapshot.tunnels)
+        else:
+            for tunnel_id in ids:
+                rule = find_rule(snapshot.tunnels, tunnel_id)
+                if rule is not None:
+                    self._hashes.put(rule)
+                else:
+                    self._hashes.drop(tunnel_id)
+        digest = self._hashes.digest(snapshot)
         if digest == self._digest:
             return False
+        self._step += 1
+        self._steps.append((self._step, ids))
         self._digest = digest
-        self._snapshots[digest] = snapshot
+        self._snapshots[digest] = _Kept(snapshot, self._step)
         self._snapshots.move_to_end(digest)
         while len(self._snapshots) > KEPT_SNAPSHOTS:
             self._snapshots.popitem(last=False)
@@ -58,17 +87,30 @@ class History:
         return message
 
     def _build(self, have: str) -> bytes:
-        present = self._snapshots[self._digest]
+        present = self._snapshots[self._digest].snapshot
         if have == self._digest:
             return encode(Standing(present.version, self._digest))
         base = self._snapshots.get(have)
         whole = Full(present, self._digest)
         if base is None:
             return encode(whole)
-        delta = diff_snapshots(base, present, base=have, digest=self._digest)
+        changed = self._changed_since(base.step)
+        delta = diff_snapshots(base.snapshot, present, base=have, digest=self._digest, changed=changed)
         if len(delta.put) > len(present.tunnels) // 2 + 1:
             return encode(whole)
         return encode(delta)
+
+    def _changed_since(self, step: int) -> frozenset[str] | None:
+        """Tunnels that may have changed after a step; None when that is not known any more."""
+        if not self._steps or self._steps[0][0] > step + 1:
+            return None
+        found: set[str] = set()
+        for later, ids in self._steps:
+            if later > step:
+                if ids is None:
+                    return None
+                found |= ids
+        return frozenset(found)
 
 
 class Feed:

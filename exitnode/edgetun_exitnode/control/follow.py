@@ -35,7 +35,7 @@ from edgetun_core.control_stream.messages import MAX_MESSAGE_BYTES
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import ConfigError, EdgetunError, ProtocolError
 from edgetun_core.fleet_identity import client_context
-from edgetun_core.snapshot import Snapshot
+from edgetun_core.snapshot import Snapshot, SnapshotChange
 from edgetun_exitnode.control.identity import ControlUnreachable, NodeIdentity, told
 from edgetun_exitnode.control.intake import Intake
 from edgetun_exitnode.control.last_good import LastGood
@@ -52,12 +52,16 @@ RETRY_FIRST_S: Final = 0.5
 RETRY_MOST_S: Final = 15.0
 HEALTHY_AFTER_S: Final = 10.0
 GOODBYE_S: Final = 1.0
+WRITE_EVERY_S: Final = 1.0
+WRITE_MOST_S: Final = 15.0
+WRITE_PAUSE: Final = 100.0
+"""Between two writes of the last snapshot, this many times what the first one took: ten thousand tunnels are a megabyte."""
 
 
 class FollowingNode(Protocol):
     """What this part asks of an exit node."""
 
-    def apply(self, snapshot: Snapshot) -> None: ...
+    def apply(self, snapshot: Snapshot, change: SnapshotChange | None = None) -> None: ...
     def sessions_told(self) -> dict[str, SessionInfo]: ...
     def load_told(self) -> NodeLoad: ...
     def move(self, order: Move) -> None: ...
@@ -234,7 +238,7 @@ class Follower:
             return None
         taken = self._intake.take(message)
         if taken.apply is not None:
-            self._node.apply(taken.apply)
+            self._node.apply(taken.apply, taken.change)
             self.snapshots_applied += 1
             self._unwritten.set()
             self.has_snapshot.set()
@@ -276,14 +280,16 @@ class Follower:
     # ---- the disk
 
     async def _keep_on_disk(self) -> None:
-        """Writes the newest snapshot a moment after it came; at most one write a second."""
+        """Writes the newest snapshot a moment after it came; at most one write a second, and with little of the time at most."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._unwritten.wait()
             self._unwritten.clear()
+            began = loop.time()
             snapshot, digest = self._intake.snapshot, self._intake.digest
             if snapshot is not None:
                 try:
                     await asyncio.to_thread(self._last_good.write, snapshot, digest)
                 except ConfigError as error:
                     log.warning("%s", error)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(min(WRITE_MOST_S, max(WRITE_EVERY_S, WRITE_PAUSE * (loop.time() - began))))

@@ -13,16 +13,20 @@ import msgspec
 from edgetun_core.control_stream import Ack, Delta, Drain, Full, Move, Peers, Resync, Standing, Unknown, apply_delta
 from edgetun_core.control_stream.delta import DeltaMismatch
 from edgetun_core.control_stream.messages import FromControl
-from edgetun_core.snapshot import Snapshot
+from edgetun_core.snapshot import Snapshot, SnapshotChange
 
 log = logging.getLogger("edgetun.exitnode.control")
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What comes of a message: `apply` is the snapshot to obey from now on, `reply` goes to control afterwards."""
+    """What comes of a message: `apply` is the snapshot to obey from now on, `reply` goes to control afterwards.
+
+    `change` says what is another than in which snapshot before, when only some of it is.
+    """
 
     apply: Snapshot | None = None
+    change: SnapshotChange | None = None
     reply: Ack | Resync | None = None
     order: Move | Drain | None = None
 
@@ -54,7 +58,8 @@ class Intake:
                     after = apply_delta(self.snapshot, self.digest, message)
                 except DeltaMismatch as mismatch:
                     return Taken(reply=Resync(str(mismatch)))
-                return self._obey(after, message.digest)
+                ids = frozenset((*(rule.id for rule in message.put), *message.removed))
+                return self._obey(after, message.digest, SnapshotChange(self.snapshot, ids))
             case Standing(version, digest):
                 if self.snapshot is None or digest != self.digest:
                     return Taken(reply=Resync(f"{self.digest or 'nothing'} is here, not {digest}"))
@@ -68,6 +73,6 @@ class Intake:
             case Peers():
                 return Taken()  # not of the snapshot
 
-    def _obey(self, snapshot: Snapshot, digest: str) -> Taken:
+    def _obey(self, snapshot: Snapshot, digest: str, change: SnapshotChange | None = None) -> Taken:
         self.snapshot, self.digest = snapshot, digest
-        return Taken(snapshot, Ack(snapshot.version, digest))
+        return Taken(snapshot, change, Ack(snapshot.version, digest))

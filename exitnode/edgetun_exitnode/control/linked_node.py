@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from edgetun_core.control_stream import Drain, Move, NodeLoad, Peers, SessionInfo
-from edgetun_core.snapshot import Snapshot
+from edgetun_core.snapshot import Snapshot, SnapshotChange
 from edgetun_exitnode.node import ExitNode
 
 log = logging.getLogger("edgetun.exitnode.control")
@@ -17,8 +17,8 @@ class LinkedNode:
     def __init__(self, node: ExitNode) -> None:
         self._node = node
 
-    def apply(self, snapshot: Snapshot) -> None:
-        self._node.apply(snapshot)
+    def apply(self, snapshot: Snapshot, change: SnapshotChange | None = None) -> None:
+        self._node.apply(snapshot, change)
 
     def sessions_told(self) -> dict[str, SessionInfo]:
         """By session id. Draining ones are left out: they take no requests any more."""

@@ -167,12 +167,16 @@ class Mesh:
             found = self._remotes[tunnel] = Remote(self, tunnel)
         return found
 
-    def retain(self, tunnels: Iterable[str]) -> None:
-        """Forgets what is no longer configured."""
-        kept = set(tunnels)
-        for tunnel in [one for one in self._remotes if one not in kept]:
-            del self._remotes[tunnel]
+    def forget(self, tunnels: Iterable[str]) -> None:
+        """These tunnels are no longer configured."""
+        for tunnel in tunnels:
+            self._remotes.pop(tunnel, None)
             self._asked.pop(tunnel, None)
+
+    @property
+    def tunnels(self) -> list[str]:
+        """Every tunnel that something is remembered of."""
+        return list(self._remotes)
 
     def peer(self, node: str) -> Peer:
         found = self._peers.get(node)

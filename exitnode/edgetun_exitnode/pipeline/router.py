@@ -8,13 +8,13 @@ rules -> cache and collapse -> forward; response rules on the way back. A stage 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from edgetun_core.errors import NotFound
 from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
-from edgetun_core.snapshot import RouteRule, Snapshot, TunnelRule
+from edgetun_core.snapshot import RouteRule, Snapshot, SnapshotChange, TunnelRule, find_rule
 from edgetun_exitnode.observe.counters import TunnelCounters
 from edgetun_exitnode.pipeline.answer import answer, refuse
 from edgetun_exitnode.sessions.door import TARGET as DOOR_TARGET
@@ -77,12 +77,15 @@ def matches_path(rule: RouteRule, path: bytes) -> bool:
 
 
 class _View:
-    """What was chosen for a head, under which table, and where to count it."""
+    """What was chosen for a head, under which table, and where to count it.
 
-    __slots__ = ("counters", "open", "table")
+    It knows the table by its stamp alone: a head may be remembered for long, and a table of 10,000 tunnels shall not be.
+    """
 
-    def __init__(self, table: RouteTable, open_: OpenFunction, counters: TunnelCounters) -> None:
-        self.table = table
+    __slots__ = ("counters", "open", "stamp")
+
+    def __init__(self, stamp: object, open_: OpenFunction, counters: TunnelCounters) -> None:
+        self.stamp = stamp
         self.open = open_
         self.counters = counters
 
@@ -90,19 +93,44 @@ class _View:
 class RouteTable:
     """Every tunnel of one snapshot, by host. Immutable once built."""
 
-    __slots__ = ("exact", "plans", "version", "wildcard")
+    __slots__ = ("exact", "plans", "stamp", "version", "wildcard")
 
     def __init__(self, version: int, plans: dict[str, TunnelPlan]) -> None:
         self.version = version
+        self.stamp = object()
         self.plans = plans
         self.exact: dict[bytes, TunnelPlan] = {}
         self.wildcard: dict[bytes, TunnelPlan] = {}
         for plan in plans.values():
-            for hostname in plan.rule.hostnames:
-                if hostname.startswith("*."):
-                    self.wildcard[hostname[1:].encode()] = plan
-                else:
-                    self.exact[hostname.encode()] = plan
+            self._place(plan)
+
+    def replaced(self, version: int, put: Iterable[TunnelPlan], removed: Iterable[str]) -> RouteTable:
+        """Another table, with some tunnels put in and some taken out. Copies three dicts, and looks at no other tunnel."""
+        table = RouteTable(version, {})
+        table.plans, table.exact, table.wildcard = self.plans.copy(), self.exact.copy(), self.wildcard.copy()
+        put = tuple(put)
+        # All goes before anything comes: a name may pass from one tunnel to another in one step.
+        for tunnel_id in (*removed, *(plan.rule.id for plan in put)):
+            gone = table.plans.pop(tunnel_id, None)
+            if gone is not None:
+                table._displace(gone)
+        for plan in put:
+            table.plans[plan.rule.id] = plan
+            table._place(plan)
+        return table
+
+    def _place(self, plan: TunnelPlan) -> None:
+        for hostname in plan.rule.hostnames:
+            if hostname.startswith("*."):
+                self.wildcard[hostname[1:].encode()] = plan
+            else:
+                self.exact[hostname.encode()] = plan
+
+    def _displace(self, plan: TunnelPlan) -> None:
+        for hostname in plan.rule.hostnames:
+            names, name = (self.wildcard, hostname[1:]) if hostname.startswith("*.") else (self.exact, hostname)
+            if names.get(name.encode()) is plan:
+                del names[name.encode()]
 
     def find(self, host: bytes) -> TunnelPlan | None:
         """The tunnel of a host (no port, lower case); an exact name wins over a wildcard, which covers one label."""
@@ -171,7 +199,7 @@ class Router:
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         view = head.view
-        if view.__class__ is _View and view.table is self.table:
+        if view.__class__ is _View and view.stamp is self.table.stamp:
             view.counters.requests += 1
             return view.open(head, peer, end, client)
         found = self._find(head)
@@ -189,11 +217,11 @@ class Router:
         if tunnel is None:
             return None
         if tunnel.rule.force_https and head.scheme == b"http":
-            return _View(self.table, self._redirect_to_https, tunnel.counters)
+            return _View(self.table.stamp, self._redirect_to_https, tunnel.counters)
         route = tunnel.choose(normal_path(head.target))
         if route is None:
             return None
-        return _View(self.table, route.open_for(head), tunnel.counters)
+        return _View(self.table.stamp, route.open_for(head), tunnel.counters)
 
     def _redirect_to_https(self, head: RequestHead, _peer: Peer, _end: bool, client: ResponseSink) -> RequestSink:
         port = b"" if self.https_port == 443 else b":%d" % self.https_port
@@ -213,14 +241,24 @@ class PlanBuilder:
     def __init__(self, build_route: Callable[[TunnelRule, RouteRule, TunnelCounters], RouteChain]) -> None:
         self._build_route = build_route
 
-    def build(self, snapshot: Snapshot, previous: RouteTable) -> RouteTable:
-        plans: dict[str, TunnelPlan] = {}
-        for rule in snapshot.tunnels:
-            kept = previous.plans.get(rule.id)
-            if kept is not None and kept.rule == rule:
-                plans[rule.id] = kept
-                continue
-            counters = kept.counters if kept is not None else TunnelCounters()
-            routes = tuple(RoutePlan(route, self._build_route(rule, route, counters)) for route in rule.routes)
-            plans[rule.id] = TunnelPlan(rule, routes, counters)
-        return RouteTable(snapshot.version, plans)
+    def build(self, snapshot: Snapshot, previous: RouteTable, change: SnapshotChange | None = None) -> RouteTable:
+        """The table of a snapshot. `change`: how it differs from the snapshot of the previous table, when that is known."""
+        if change is None:
+            plans = {rule.id: self._plan(rule, previous) for rule in snapshot.tunnels}
+            return RouteTable(snapshot.version, plans)
+        put, removed = [], []
+        for tunnel_id in change.tunnel_ids:
+            rule = find_rule(snapshot.tunnels, tunnel_id)
+            if rule is None:
+                removed.append(tunnel_id)
+            else:
+                put.append(self._plan(rule, previous))
+        return previous.replaced(snapshot.version, put, removed)
+
+    def _plan(self, rule: TunnelRule, previous: RouteTable) -> TunnelPlan:
+        kept = previous.plans.get(rule.id)
+        if kept is not None and (kept.rule is rule or kept.rule == rule):
+            return kept
+        counters = kept.counters if kept is not None else TunnelCounters()
+        routes = tuple(RoutePlan(route, self._build_route(rule, route, counters)) for route in rule.routes)
+        return TunnelPlan(rule, routes, counters)

@@ -73,7 +73,6 @@ class SessionAcceptor:
         self.on_change = on_change
         """Called after a session was opened, drains, or is gone."""
         self._verifier = CredentialVerifier()
-        self._configured: frozenset[str] = frozenset()
         self._pending: dict[str, _Admitted] = {}
         self._admitted: dict[SessionRunner, _Admitted] = {}
         self._by_session_id: dict[str, SessionRunner] = {}
@@ -97,9 +96,10 @@ class SessionAcceptor:
         return SessionRunner.accepting(self.decide, _NoExchanges(), self)
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Takes a snapshot's keys, revocations and tunnels; closes the sessions that no longer may be."""
+        """Takes a snapshot's keys and revocations; closes the sessions that no longer may be."""
         self._verifier.update(snapshot)
-        self._configured = frozenset(rule.id for rule in snapshot.tunnels)
+        if not snapshot.revoked_tokens:
+            return
         revoked = set(snapshot.revoked_tokens)
         for runner, admitted in list(self._admitted.items()):
             if admitted.token_id in revoked:
@@ -182,9 +182,6 @@ class SessionAcceptor:
         if admitted is not None and hello is not None:
             log.info("agent %s left: %s", hello.agent_id, error or "closed in good order")
             self.on_change()
-
-    def is_configured(self, service: str) -> bool:
-        return service in self._configured
 
     def admitted(self) -> list[AdmittedSession]:
         """The sessions that stand, draining ones too."""

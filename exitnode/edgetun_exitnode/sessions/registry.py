@@ -136,9 +136,12 @@ class ServicePool:
 class SessionRegistry:
     """Every pool of this node. Pools are kept while a tunnel is configured or a session serves it."""
 
-    def __init__(self, clock: Callable[[], float], schedule: Schedule) -> None:
+    def __init__(
+        self, clock: Callable[[], float], schedule: Schedule, is_configured: Callable[[str], bool] = lambda _: True
+    ) -> None:
         self._clock = clock
         self._schedule = schedule
+        self._is_configured = is_configured
         self._pools: dict[str, ServicePool] = {}
         self._remote_of: Callable[[str], Remote | None] = lambda _: None
         self._services: dict[Session, tuple[str, ...]] = {}
@@ -180,13 +183,22 @@ class SessionRegistry:
     def remove(self, session: Session) -> None:
         """A session drains or is gone: no new exchange goes to it. Idempotent."""
         for service in self._services.pop(session, ()):
-            self.pool(service).remove(session)
+            pool = self.pool(service)
+            pool.remove(session)
+            if not pool.sessions and not self._is_configured(service):
+                del self._pools[service]
 
-    def retain(self, services: Iterable[str]) -> None:
-        """Forgets the pools of tunnels that are no longer configured and that nobody serves."""
-        kept = set(services)
-        for service in [name for name, pool in self._pools.items() if name not in kept and not pool.sessions]:
-            del self._pools[service]
+    def forget(self, services: Iterable[str]) -> None:
+        """These tunnels are no longer configured: their pools go, now or with the last session that serves them."""
+        for service in services:
+            pool = self._pools.get(service)
+            if pool is not None and not pool.sessions:
+                del self._pools[service]
+
+    @property
+    def services(self) -> list[str]:
+        """Every tunnel that has a pool."""
+        return list(self._pools)
 
     @property
     def sessions(self) -> list[Session]:

@@ -48,6 +48,14 @@ class Snapshots(Protocol):
         """The present one."""
         ...
 
+    def changed_since(self, version: int) -> frozenset[str] | None:
+        """At least the tunnels that are others than in snapshots of that version; None when that is not known."""
+        ...
+
+    def forget_region(self, pool: str, region: str) -> None:
+        """Nobody follows this region any more."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class FollowingNode:
@@ -120,7 +128,7 @@ class Fleet:
     def published(self, _: object = None) -> None:
         """Something changed: every region that is followed is brought up to date."""
         for (pool, region), history in self._histories.items():
-            if history.put(self._snapshots.region_snapshot(pool, region)):
+            if self._put(history, pool, region):
                 for node in self:
                     if (node.name.pool, node.name.region) == (pool, region):
                         self._send(node, node.feed.published())
@@ -147,6 +155,11 @@ class Fleet:
                     for message in encoded:
                         self._send(node, message, is_change=False)
 
+    def _put(self, history: History, pool: str, region: str) -> bool:
+        before = history.current
+        changed = self._snapshots.changed_since(before.version) if before is not None else None
+        return history.put(self._snapshots.region_snapshot(pool, region), changed)
+
     # ---- from streams
 
     def attach(
@@ -164,7 +177,7 @@ class Fleet:
         history = self._histories.get(key)
         if history is None:
             history = self._histories[key] = History()
-        history.put(self._snapshots.region_snapshot(*key))
+        self._put(history, *key)
         node = FollowingNode(name, hello, Feed(history), send, close, hello.load)
         self._nodes[name] = node
         self.peers.came(name, hello.relay, hello.load.is_draining)
@@ -185,6 +198,7 @@ class Fleet:
             key = node.name.pool, node.name.region
             if not any((other.name.pool, other.name.region) == key for other in self):
                 self._histories.pop(key, None)
+                self._snapshots.forget_region(*key)
             self.peers.left(node.name, self._clock())
             asyncio.get_running_loop().call_later(AWAY_S + 0.1, self.tell_peers)
             self.listener.node_left(node)

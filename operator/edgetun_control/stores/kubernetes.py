@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -33,13 +34,14 @@ from edgetun_cluster.kinds import (
     Object,
     key_of,
 )
+from edgetun_cluster.reading import is_same_spec, read_resource
 from edgetun_cluster.system_secrets import CA_SECRET, CONTROL_TLS_SECRET, SIGNING_KEYS_SECRET, secret_data, signing_keys
 from edgetun_control.exits.identity import Authority
 from edgetun_control.registry import adhoc_namespace
 from edgetun_control.store import ENDED_TOKEN_KEPT_S, Claim, StoreState
 from edgetun_core.api.conditions import parse_timestamp, timestamp
 from edgetun_core.api.exitpool import ExitPool
-from edgetun_core.api.load import AnyResource, parse_resource
+from edgetun_core.api.load import AnyResource
 from edgetun_core.api.reservation import HostnameReservation, reservation_name
 from edgetun_core.api.token import AgentToken
 from edgetun_core.api.tunnel import Tunnel
@@ -60,34 +62,45 @@ LOOK_TIMEOUT_S: Final = 5.0
 LOOK_PAUSE_S: Final = 0.2
 """Between two looks for tokens that are new, however many ask."""
 CONFIRM_S: Final = 30.0
-_METADATA: Final = ("name", "namespace", "labels", "annotations", "creationTimestamp", "uid", "generation")
+_METADATA: Final = ("name", "namespace", "creationTimestamp", "uid", "generation")
+_WITH_STATUS: Final = frozenset({EXIT_POOL, AGENT_TOKEN})
+"""Kinds of which the status tells control something."""
 
 R = TypeVar("R", bound=AnyResource)
 
 
 class Seen(NamedTuple, Generic[R]):
-    """A resource as far as it could be read; `status` and `annotations` as they are."""
+    """A resource as far as it could be read; the status where it counts, and the claim as it was annotated, if it was."""
 
     resource: R | None
     problems: tuple[Problem, ...]
     status: Mapping[str, Any]
-    annotations: Mapping[str, str]
+    claim: str
+    uid: str
+    generation: int
 
 
-def _seeing(kind: Kind) -> Callable[[Object], Seen[Any]]:
-    def parse(obj: Object) -> Seen[Any]:
-        meta = obj["metadata"]
-        resource, problems = parse_resource(
-            {
-                "apiVersion": kind.api_version,
-                "kind": kind.kind,
-                "metadata": {name: meta[name] for name in _METADATA if name in meta and name != "annotations"},
-                "spec": obj.get("spec") or {},
-            }
-        )
-        return Seen(resource, problems, obj.get("status") or {}, meta.get("annotations") or {})
+def _see(kind: Kind, obj: Object, before: Seen[Any] | None = None) -> Seen[Any]:
+    meta = obj["metadata"]
+    if before is not None and is_same_spec(obj, before.uid, before.generation):
+        resource, problems = before.resource, before.problems
+    else:
+        resource, problems = read_resource(kind, obj, _METADATA)
+    status = obj.get("status") or {} if kind in _WITH_STATUS else _NOTHING
+    claim = (meta.get("annotations") or {}).get(CLAIM_ANNOTATION, "") if kind is HOSTNAME_RESERVATION else ""
+    return Seen(resource, problems, status, claim, meta.get("uid", ""), meta.get("generation") or 0)
 
-    return parse
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+def _following(cluster: Cluster, kind: Kind) -> Informer[Seen[Any]]:
+    return Informer(cluster, kind, parse=partial(_see, kind), parse_again=partial(_see, kind))
+
+
+def _says_the_same(change: Change[Seen[Any]]) -> bool:
+    """Whether all that is new is a status, labels or annotations: what the spec says was seen before."""
+    return change.old is not None and change.new is not None and change.old.resource is change.new.resource
 
 
 class SystemSecrets(NamedTuple):
@@ -111,12 +124,10 @@ class KubernetesStore:
         self.namespace = namespace
         self.claims = Claims(namespaces={}, system_namespace=namespace)
         self.secrets = SystemSecrets()
-        self.tunnels: Informer[Seen[Tunnel]] = Informer(cluster, TUNNEL, parse=_seeing(TUNNEL))
-        self.pools: Informer[Seen[ExitPool]] = Informer(cluster, EXIT_POOL, parse=_seeing(EXIT_POOL))
-        self.tokens: Informer[Seen[AgentToken]] = Informer(cluster, AGENT_TOKEN, parse=_seeing(AGENT_TOKEN))
-        self.reservations: Informer[Seen[HostnameReservation]] = Informer(
-            cluster, HOSTNAME_RESERVATION, parse=_seeing(HOSTNAME_RESERVATION)
-        )
+        self.tunnels: Informer[Seen[Tunnel]] = _following(cluster, TUNNEL)
+        self.pools: Informer[Seen[ExitPool]] = _following(cluster, EXIT_POOL)
+        self.tokens: Informer[Seen[AgentToken]] = _following(cluster, AGENT_TOKEN)
+        self.reservations: Informer[Seen[HostnameReservation]] = _following(cluster, HOSTNAME_RESERVATION)
         self.namespaces: Informer[Mapping[str, str]] = Informer(
             cluster, NAMESPACE, parse=lambda obj: dict(obj["metadata"].get("labels") or {})
         )
@@ -230,7 +241,7 @@ class KubernetesStore:
                 )
         except AlreadyExists:
             found = await self.cluster.get(HOSTNAME_RESERVATION, name)
-            other = _claim_of(found["metadata"].get("annotations") or {}) if found is not None else None
+            other = _claim_of(_see(HOSTNAME_RESERVATION, found).claim) if found is not None else None
             if other is None:
                 # A Tunnel's reservation: whose it is, is nobody's business.
                 return msgspec.structs.replace(claim, token_id="")
@@ -253,9 +264,8 @@ class KubernetesStore:
         await asyncio.shield(self._refreshing)
 
     async def _list_tokens(self) -> None:
-        parse = _seeing(AGENT_TOKEN)
         for obj in (await self.cluster.list(AGENT_TOKEN, timeout_s=LOOK_TIMEOUT_S)).items:
-            key, seen = key_of(obj), parse(obj)
+            key, seen = key_of(obj), _see(AGENT_TOKEN, obj)
             record = _record_of(key, seen)
             if record is not None and record.id not in self._records and record.id not in self._ended:
                 self._token_changed(Change("modified", key, None, seen))
@@ -299,6 +309,8 @@ class KubernetesStore:
     # ---- changes
 
     def _tunnel_changed(self, change: Change[Seen[Tunnel]]) -> None:
+        if _says_the_same(change):
+            return
         new = change.new.resource if change.new is not None else None
         if new is not None:
             self._tell_affected(self.claims.put_tunnel(new))
@@ -306,6 +318,8 @@ class KubernetesStore:
             self._tell_affected(self.claims.drop_tunnel(str(change.key)) | {str(change.key)})
 
     def _pool_changed(self, change: Change[Seen[ExitPool]]) -> None:
+        if _says_the_same(change):
+            return
         new = change.new.resource if change.new is not None else None
         affected = self.claims.put_pool(new) if new is not None else self.claims.drop_pool(change.key.name)
         self._tell_affected(affected)
@@ -313,20 +327,23 @@ class KubernetesStore:
     def _reservation_changed(self, change: Change[Seen[HostnameReservation]]) -> None:
         old = change.old.resource if change.old is not None else None
         new = change.new.resource if change.new is not None else None
-        affected: set[str] = set()
-        if old is not None and new is None:
-            affected |= self.claims.drop_reservation(old.spec.hostname)
-        if new is not None:
-            affected |= self.claims.put_reservation(new)
-        for seen in (change.old, change.new):
-            claim = _claim_of(seen.annotations) if seen is not None else None
-            if claim is not None:
-                self._claimed.pop(claim.hostname, None)
-        claim = _claim_of(change.new.annotations) if change.new is not None and new is not None else None
+        if not _says_the_same(change):
+            affected: set[str] = set()
+            if old is not None and new is None:
+                affected |= self.claims.drop_reservation(old.spec.hostname)
+            if new is not None:
+                affected |= self.claims.put_reservation(new)
+            self._tell_affected(affected)
+        before, after = (seen.claim if seen is not None else "" for seen in (change.old, change.new))
+        if before == after and (not before or _says_the_same(change)):
+            return
+        claimed = _claim_of(before)
+        if claimed is not None:
+            self._claimed.pop(claimed.hostname, None)
+        claim = _claim_of(after)
         if claim is not None and new is not None and claim.hostname == new.spec.hostname:
             self._claimed[claim.hostname] = claim
         self._rebuild()
-        self._tell_affected(affected)
 
     def _namespace_changed(self, change: Change[Mapping[str, str]]) -> None:
         self._tell_affected(self.claims.put_namespace(change.key.name, change.new or {}))
@@ -344,6 +361,9 @@ class KubernetesStore:
             self._ended[before] = self._clock()
             log.info("cluster token %s of %s ended", before, change.key)
         if record is not None:
+            if before == record.id and self._records.get(record.id) == record:
+                self._id_by_key[change.key] = record.id
+                return  # when it was used, say
             self._records[record.id] = record
             self._token_keys[record.id] = change.key
             self._id_by_key[change.key] = record.id
@@ -424,9 +444,8 @@ class KubernetesStore:
 _SECRETS: Final = (CA_SECRET, SIGNING_KEYS_SECRET, CONTROL_TLS_SECRET)
 
 
-def _claim_of(annotations: Mapping[str, str]) -> Claim | None:
-    text = annotations.get(CLAIM_ANNOTATION)
-    if text is None:
+def _claim_of(text: str) -> Claim | None:
+    if not text:
         return None
     try:
         return msgspec.json.decode(text, type=Claim)

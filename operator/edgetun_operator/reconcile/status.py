@@ -7,7 +7,7 @@ from typing import Any
 
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.events import EventRecorder
-from edgetun_cluster.kinds import Kind
+from edgetun_cluster.kinds import HOSTNAME_RESERVATION, Kind
 from edgetun_core.api.conditions import Verdict
 from edgetun_operator.decide.conditions import build_conditions, conditions_of, decide_notes, to_raw
 from edgetun_operator.desired.labels import STATUS_MANAGER
@@ -39,7 +39,9 @@ class StatusWriter:
             return False  # gone meanwhile
         self.written += 1
         for note in decide_notes(before, after):
-            self._events.note(kind, named, *note)
+            # Events are for whom wrote the object. Most reservations are made here: that they are well is no news to anybody.
+            if kind is not HOSTNAME_RESERVATION or note.type == "Warning":
+                self._events.note(kind, named, *note)
         return True
 
 

@@ -84,9 +84,12 @@ class TunnelReconciler:
         before = stands.spec.claimed_by
         if before.namespace != tunnel.metadata.namespace or before.tunnel == tunnel.metadata.name:
             return
+        seen = self._world.reservations.get(stands.metadata.name)
+        if seen is None:
+            return  # it has just gone; this tunnel is looked at again
         # The namespace's name passes on to another of its tunnels. With the version that was seen, so that nobody's change is lost.
         patch = {
-            "metadata": {"resourceVersion": stands.metadata.resource_version},
+            "metadata": {"resourceVersion": seen.metadata["resourceVersion"]},
             "spec": {"claimedBy": claimed_by},
         }
         await self._cluster.patch(HOSTNAME_RESERVATION, stands.metadata.name, "", patch, manager=MANAGER)

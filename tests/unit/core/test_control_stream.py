@@ -27,9 +27,9 @@ from edgetun_core.control_stream import (
     encode,
     snapshot_digest,
 )
-from edgetun_core.control_stream.delta import DeltaMismatch
+from edgetun_core.control_stream.delta import MANY, DeltaMismatch, replace_rules
 from edgetun_core.errors import ProtocolError
-from edgetun_core.snapshot import CredentialKey, OriginRule, PoolRule, RouteRule, Snapshot, TunnelRule
+from edgetun_core.snapshot import CredentialKey, OriginRule, PoolRule, RouteRule, Snapshot, TunnelRule, find_rule
 
 NAMES = st.sampled_from([f"team/{name}" for name in "abcdefgh"])
 TUNNELS = st.dictionaries(
@@ -87,6 +87,40 @@ def test_a_delta_applied_to_the_old_snapshot_gives_the_new_one(old: Snapshot, ne
 def test_the_digest_tells_contents_apart_and_does_not_look_at_the_version(one: Snapshot, other: Snapshot) -> None:
     same = msgspec.structs.replace(other, version=one.version) == one
     assert (snapshot_digest(one) == snapshot_digest(other)) is same
+
+
+@settings(max_examples=80)
+@given(st.lists(SNAPSHOTS, min_size=1, max_size=10), st.randoms(use_true_random=False))
+def test_a_history_that_is_told_what_changed_says_what_one_does_that_compares_everything(
+    snapshots: list[Snapshot], rng: random.Random
+) -> None:
+    told, compares = History(), History()
+    digests = [""]
+    for snapshot in snapshots:
+        before = told.current
+        changed = None
+        if before is not None and rng.random() < 0.8:
+            old, new = ({rule.id: rule for rule in one.tunnels} for one in (before, snapshot))
+            changed = {each for each in old | new if old.get(each) != new.get(each)} | {"team/a", "team/none"}
+        assert told.put(snapshot, changed) == compares.put(snapshot)
+        assert told.digest == compares.digest == snapshot_digest(snapshot)
+        digests.append(told.digest)
+        have = rng.choice(digests)
+        assert told.message_from(have) == compares.message_from(have)
+
+
+@pytest.mark.parametrize("count", [3, MANY + 50])
+def test_rules_are_put_in_and_taken_out_in_order_however_many(count: int) -> None:
+    old = big(1000).tunnels
+    gone = [rule.id for rule in old[400 : 400 + count]] + ["team-x/never-there"]
+    new = [msgspec.structs.replace(rule, force_https=True) for rule in old[:count]]
+    new += [msgspec.structs.replace(rule, id=f"{rule.id}-2") for rule in old[-count:]]
+    after = replace_rules(old, new, gone)
+    wanted = {rule.id: rule for rule in old if rule.id not in gone} | {rule.id: rule for rule in new}
+    assert after == tuple(wanted[name] for name in sorted(wanted))
+    assert all(find_rule(after, rule.id) is rule for rule in new)
+    assert find_rule(after, gone[0]) is None
+    assert find_rule((), "team/a") is None
 
 
 def test_a_delta_that_starts_elsewhere_is_refused() -> None:

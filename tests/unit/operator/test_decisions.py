@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgetun_cluster.kinds import TUNNEL
 from edgetun_core.api.conditions import ConditionType, Verdict
 from edgetun_core.api.exitpool import ExitPool, region_plans
 from edgetun_core.api.load import parse_resource
@@ -126,7 +127,7 @@ def test_events_come_with_changes_and_not_with_repetitions() -> None:
     assert refused[0].type == ConditionType.READY
 
 
-def test_a_resource_is_seen_as_it_is_read_and_blocks_that_say_nothing_are_shared() -> None:
+def test_a_resource_is_seen_as_it_is_read_and_blocks_that_say_the_same_are_shared() -> None:
     def tunnel(name: str) -> dict[str, Any]:
         spec = {
             "hostnames": [f"{name}.example.com"],
@@ -136,11 +137,11 @@ def test_a_resource_is_seen_as_it_is_read_and_blocks_that_say_nothing_are_shared
         metadata = {"name": name, "namespace": "team-a", "uid": "u", "managedFields": [{}], "annotations": {"a": "b"}}
         return {"apiVersion": "edgetun.dev/v1alpha1", "kind": "Tunnel", "metadata": metadata, "spec": spec}
 
-    one, two = see(tunnel("one")), see(tunnel("two"))
+    one, two = see(TUNNEL, tunnel("one")), see(TUNNEL, tunnel("two"))
     assert one.metadata == {"name": "one", "namespace": "team-a", "uid": "u"}
     assert one.resource.spec.limits is two.resource.spec.limits
-    assert one.resource.spec.cache is not two.resource.spec.cache
-    broken = see(tunnel("three") | {"spec": {"hostnames": "no"}})
+    assert one.resource.spec.cache is two.resource.spec.cache, "written, and the same"
+    broken = see(TUNNEL, tunnel("three") | {"spec": {"hostnames": "no"}})
     assert broken.resource is None
     assert broken.problems
 

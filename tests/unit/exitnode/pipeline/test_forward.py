@@ -268,10 +268,22 @@ def test_pools_of_tunnels_that_are_gone_are_forgotten_unless_served(bench: Bench
     kept = bench.registry.pool("team/shop")
     session = Answerer()
     bench.registry.add(session, ("team/old",))
-    bench.registry.retain(())
+    bench.registry.forget(bench.registry.services)
     assert bench.registry.pool("team/shop") is not kept
     assert session in bench.registry.pool("team/old").sessions
     assert bench.registry.services_of(session) == ("team/old",)
+
+
+def test_the_pool_of_a_tunnel_that_is_gone_goes_with_its_last_session() -> None:
+    registry = SessionRegistry(lambda: 0.0, lambda *_: None, lambda service: service == "team/shop")  # type: ignore[arg-type, return-value]
+    one, two = Answerer(), Answerer()
+    for session in (one, two):
+        registry.add(session, ("team/shop", "team/old"))
+    registry.forget(["team/old"])
+    registry.remove(one)
+    assert set(registry.services) == {"team/shop", "team/old"}
+    registry.remove(two)
+    assert registry.services == ["team/shop"]
 
 
 def test_a_flood_of_large_heads_pins_no_memory(bench: Bench) -> None:

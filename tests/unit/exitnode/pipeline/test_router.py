@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+
 import pytest
 
 from edgetun_core.errors import NotFound
 from edgetun_core.http.message import Peer, RequestHead
-from edgetun_core.snapshot import OriginRule, RouteRule, Snapshot, TunnelRule
+from edgetun_core.snapshot import OriginRule, RouteRule, Snapshot, SnapshotChange, TunnelRule
 from edgetun_exitnode.pipeline.router import PlanBuilder, RouteChain, Router, RouteTable, host_of, normal_path
 from support.exchanges import PEER, Answerer, Opened, Recorder, request
 
@@ -170,3 +173,33 @@ def test_http_is_redirected_where_the_tunnel_forces_https(fleet: Fleet) -> None:
 
 def test_a_table_of_no_tunnels_finds_nothing() -> None:
     assert RouteTable(0, {}).find(b"example.com") is None
+
+
+def test_a_name_passes_from_one_tunnel_to_another_in_one_change(fleet: Fleet) -> None:
+    fleet.apply(tunnel("a", "one.test", "*.wild.test"), tunnel("b", "two.test"), tunnel("c", "three.test"))
+    first = fleet.router.table
+    base = Snapshot(1, "default", "here")
+    after = Snapshot(2, "default", "here", (tunnel("b", "one.test", "*.wild.test"), tunnel("c", "three.test")))
+    fleet.built.clear()
+    change = SnapshotChange(base, frozenset({"team/a", "team/b"}))
+    fleet.router.table = fleet.builder.build(after, first, change)
+    assert fleet.built == ["team/b/"]
+    assert fleet.ask(request(b"/", host=b"one.test")).body == b"team/b/"
+    assert fleet.ask(request(b"/", host=b"x.wild.test")).body == b"team/b/"
+    assert fleet.ask(request(b"/", host=b"three.test")).body == b"team/c/"
+    assert isinstance(fleet.ask(request(b"/", host=b"two.test")).error or NotFound(""), NotFound)
+    assert fleet.router.table.find(b"two.test") is None
+    assert fleet.router.table.plans["team/c"] is first.plans["team/c"]
+    assert first.find(b"two.test") is first.plans["team/b"], "a table that was built has changed"
+
+
+def test_a_head_that_is_remembered_does_not_keep_the_table_of_its_time(fleet: Fleet) -> None:
+    fleet.apply(tunnel("a", "one.test"))
+    head = request(b"/", host=b"one.test")
+    fleet.ask(head)
+    before = fleet.router.table
+    fleet.apply(tunnel("a", "one.test"), tunnel("b", "two.test"))
+    gc.collect()
+    frame = sys._getframe()
+    assert [one for one in gc.get_referrers(before) if one is not frame] == []
+    assert fleet.ask(head).body == b"team/a/"
