@@ -37,6 +37,9 @@ LOOP_PATIENCE_S = 2.0
 """How long the event loop may take to react before `/healthz` calls it stuck."""
 MAX_ACTION_BYTES = 1 << 20
 _COLLECT_TRIES = 4
+KEPT_WHILE_DRAINING = "draining=ready"
+"""`/readyz?draining=ready` is true until what is in flight has ended. Kubernetes sends nobody new to a pod that is to go, whatever its
+probe says; but when the probe fails, kube-proxy forgets the pod's UDP flows too, and QUIC sessions that drain end up at another pod."""
 
 Collect = Callable[[], "Iterable[Metric]"]
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
@@ -157,6 +160,8 @@ def _application(
                 return answer(start, "503 Service Unavailable", {"status": "stuck", "error": "the event loop is stuck"})
             case "/readyz":
                 is_ready, details = ready()
+                if KEPT_WHILE_DRAINING in environ.get("QUERY_STRING", "").split("&"):
+                    is_ready = is_ready or details.get("draining") is True
                 status = "200 OK" if is_ready else "503 Service Unavailable"
                 return answer(start, status, {"ready": is_ready, **details})
         return answer(start, "404 Not Found", {"error": "see /metrics, /healthz and /readyz"})

@@ -27,7 +27,7 @@ from edgetun_cluster.informer import Change, Informer
 from edgetun_cluster.kinds import AGENT, AGENT_TOKEN, LEASE, Key, Object
 from edgetun_cluster.leases import lease_object
 from edgetun_control.exits.fleet import FollowingNode, SilentFleetListener
-from edgetun_control.exits.orders import AgentSeen, SessionSeen
+from edgetun_control.exits.orders import AgentSeen, SessionSeen, pod_stem
 from edgetun_control.placement import Placed
 from edgetun_control.stores.kubernetes import MANAGER, KubernetesStore
 from edgetun_core.api.conditions import ConditionType, Reason, parse_timestamp, timestamp
@@ -313,6 +313,12 @@ class AgentBook(SilentFleetListener):
             pool, region = where[0].pool, where[0].region
         if others:
             pool, region = shown.get("pool") or pool, shown.get("region") or region
+        home = (entry.placed or str(shown.get("placed") or "")).partition(",")[0].partition("/")
+        stems = {name.rpartition("-")[0].rpartition("-")[0] for name in others}
+        if home[2] and (
+            any((one.pool, one.region) == (home[0], home[2]) for one in where) or pod_stem(home[0], home[2]) in stems
+        ):
+            pool, region = home[0], home[2]
         rtts = [info.rtt_s for info in sessions if info.rtt_s > 0]
         rtt_s = min(rtts, default=entry.rtt_s)
         tunnels = entry.services or ()

@@ -58,6 +58,18 @@ def test_readiness_says_why_not(admin: AdminServer) -> None:
     assert json.loads(body) == {"ready": False, "sessions": 0, "reason": "no exit node yet"}
 
 
+def test_a_process_that_drains_is_not_ready_and_still_ready_to_who_asks_for_what_it_has_in_flight() -> None:
+    state = {"draining": True}
+    server = start_admin("127.0.0.1", 0, collect, lambda: (False, dict(state)))
+    try:
+        assert get(server, "/readyz")[0] == 503
+        assert get(server, f"/readyz?{admin_module.KEPT_WHILE_DRAINING}")[0] == 200
+        state["draining"] = False
+        assert get(server, f"/readyz?{admin_module.KEPT_WHILE_DRAINING}")[0] == 503
+    finally:
+        server.close()
+
+
 def test_other_paths_and_methods_are_refused(admin: AdminServer) -> None:
     assert get(admin, "/")[0] == 404
     request = urllib.request.Request(f"http://127.0.0.1:{admin.port}/metrics", data=b"x", method="POST")

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from edgetun_cluster.kinds import DEPLOYMENT, Object
 from edgetun_cluster.system_secrets import EXIT_NODE_AUDIENCE
+from edgetun_core.admin import KEPT_WHILE_DRAINING
 from edgetun_core.api.pods import PodTemplate
 from edgetun_operator.desired.fleet import (
     ADMIN_PORT,
@@ -135,7 +136,8 @@ def _container(inputs: RegionInputs) -> Object:
         "ports": _ports(inputs),
         "startupProbe": _probe("/healthz", periodSeconds=1, failureThreshold=60),
         "livenessProbe": _probe("/healthz", periodSeconds=10, failureThreshold=3),
-        "readinessProbe": _probe("/readyz", periodSeconds=2, failureThreshold=2),
+        # True while it drains: a pod that goes gets nobody new anyway, and must not lose the UDP flows that it has.
+        "readinessProbe": _probe(f"/readyz?{KEPT_WHILE_DRAINING}", periodSeconds=2, failureThreshold=2),
         "lifecycle": {"preStop": {"sleep": {"seconds": DEREGISTER_S}}},
         "resources": _resources(template),
         "securityContext": {
