@@ -9,14 +9,23 @@ from typing import Final
 
 _MONTHS: Final = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 _DAYS: Final = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
-_MONTH_NUMBER: Final = {name: number for number, name in enumerate(_MONTHS, 1)}
+_MONTH_NUMBER: Final = {name.lower(): number for number, name in enumerate(_MONTHS, 1)}
 _MONTH: Final = b"|".join(_MONTHS)
 
-_IMF = re.compile(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) (" + _MONTH + rb") (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
-_RFC850 = re.compile(
-    rb"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (\d\d)-(" + _MONTH + rb")-(\d\d) (\d\d):(\d\d):(\d\d) GMT"
+_FIRST_OF_LAST_CENTURY: Final = (time.gmtime().tm_year + 51) % 100
+"""Two-digit years more than 50 years ahead are past ones (RFC 9110 §5.6.7); no process runs long enough to see this move."""
+
+# Case does not count (RFC 9111 §4.2), but zones other than GMT do not count as dates at all.
+_IMF = re.compile(
+    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) (" + _MONTH + rb") (\d{4}) (\d\d):(\d\d):(\d\d) GMT", re.IGNORECASE
 )
-_ASCTIME = re.compile(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) (" + _MONTH + rb") ([ \d]\d) (\d\d):(\d\d):(\d\d) (\d{4})")
+_RFC850 = re.compile(
+    rb"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (\d\d)-(" + _MONTH + rb")-(\d\d) (\d\d):(\d\d):(\d\d) GMT",
+    re.IGNORECASE,
+)
+_ASCTIME = re.compile(
+    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) (" + _MONTH + rb") ([ \d]\d) (\d\d):(\d\d):(\d\d) (\d{4})", re.IGNORECASE
+)
 
 
 def parse_http_date(value: bytes) -> float | None:
@@ -25,7 +34,7 @@ def parse_http_date(value: bytes) -> float | None:
         day, month, year, hour, minute, second = match.groups()
     elif match := _RFC850.fullmatch(value):
         day, month, year, hour, minute, second = match.groups()
-        year = (b"20" if int(year) < 70 else b"19") + year
+        year = (b"20" if int(year) < _FIRST_OF_LAST_CENTURY else b"19") + year
     elif match := _ASCTIME.fullmatch(value):
         month, day, hour, minute, second, year = match.groups()
     else:
@@ -34,7 +43,7 @@ def parse_http_date(value: bytes) -> float | None:
         # A leap second (60) counts as the second before it.
         moment = datetime(
             int(year),
-            _MONTH_NUMBER[month],
+            _MONTH_NUMBER[month.lower()],
             int(day),
             int(hour),
             int(minute),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,13 @@ from edgetun_exitnode.cache.validators import ByteRange, Condition, parse_condit
 
 @pytest.mark.parametrize(
     "text",
-    [b"Sun, 06 Nov 1994 08:49:37 GMT", b"Sunday, 06-Nov-94 08:49:37 GMT", b"Sun Nov  6 08:49:37 1994"],
+    [
+        b"Sun, 06 Nov 1994 08:49:37 GMT",
+        b"Sunday, 06-Nov-94 08:49:37 GMT",
+        b"Sun Nov  6 08:49:37 1994",
+        b"sun, 06 NOV 1994 08:49:37 gmt",
+        b"SUNDAY, 06-nov-94 08:49:37 GMT",
+    ],
 )
 def test_the_three_formats_of_a_date_name_the_same_moment(text):
     assert parse_http_date(text) == 784111777.0
@@ -21,11 +29,24 @@ def test_the_three_formats_of_a_date_name_the_same_moment(text):
 @pytest.mark.parametrize(
     "text",
     [b"", b"0", b"-1", b"Sun, 06 Nov 1994 08:49:37", b"Sun, 06 Nov 1994 08:49:37 UTC", b"Sun, 31 Feb 2024 08:49:37 GMT",
-     b"sun, 06 nov 1994 08:49:37 gmt", b"Sun, 06 Nov 1994 25:49:37 GMT", b"Sun, 06 Nov 1994 08:49:37 GMT\n",
+     b"Sun, 06 Nov 1994 08:49:37 EST", b"Sun, 06 Nov 1994 08:49:37 +0000", b"Sun, 06 Nov 1994 25:49:37 GMT", b"Sun, 06 Nov 1994 08:49:37 GMT\n",
      b"Sun, 06 Nov 0000 08:49:37 GMT"],
 )  # fmt: skip
 def test_what_is_no_date_is_none(text):
     assert parse_http_date(text) is None
+
+
+def test_two_digit_years_are_of_the_nearest_century_within_50_years_ahead():
+    """RFC 9110 §5.6.7."""
+    this_year = time.gmtime().tm_year
+    for years in (-40, -1, 0, 1, 49, 50):
+        year = this_year + years
+        read = parse_http_date(b"Monday, 01-Jan-%02d 00:00:00 GMT" % (year % 100))
+        assert read is not None
+        assert time.gmtime(read).tm_year == year
+    read = parse_http_date(b"Monday, 01-Jan-%02d 00:00:00 GMT" % ((this_year + 51) % 100))
+    assert read is not None
+    assert time.gmtime(read).tm_year == this_year - 49
 
 
 @given(st.integers(0, 4_000_000_000))
