@@ -15,8 +15,7 @@ import logging
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -61,8 +60,8 @@ class AdminServer:
         self._thread.join(REQUEST_TIMEOUT_S)
 
 
-Action = Callable[[bytes], dict[str, Any]]
-"""What a POST does: takes its body, is called on the event loop, returns what is told as JSON. Raises EdgetunError for a wrong body."""
+Action = Callable[[bytes], Coroutine[Any, Any, dict[str, Any]]]
+"""What a POST does: takes its body, runs on the event loop, returns what is told as JSON. Raises EdgetunError for a wrong body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,21 +181,19 @@ def _act(
     if not length.isdecimal() or int(length) > MAX_ACTION_BYTES:
         return "413 Content Too Large", {"error": f"the body may have {MAX_ACTION_BYTES} bytes"}
     body = environ["wsgi.input"].read(int(length))
-    done: Future[dict[str, Any]] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(action(body))
-        except Exception as error:  # noqa: BLE001 - told to who asked, which logs it
-            done.set_exception(error)
-
+    acting = action(body)
     try:
-        loop.call_soon_threadsafe(run)
-        return "200 OK", done.result(REQUEST_TIMEOUT_S)
+        future = asyncio.run_coroutine_threadsafe(acting, loop)
+    except RuntimeError:
+        acting.close()
+        return "503 Service Unavailable", {"error": "the event loop is closed"}
+    try:
+        return "200 OK", future.result(REQUEST_TIMEOUT_S)
     except EdgetunError as error:
         return "400 Bad Request", {"error": str(error)}
-    except (TimeoutError, RuntimeError):
-        return "503 Service Unavailable", {"error": "the event loop is stuck or closed"}
+    except TimeoutError:
+        future.cancel()
+        return "503 Service Unavailable", {"error": "it took too long, or the event loop is stuck"}
     except Exception:
         log.exception("an admin action failed")
         return "500 Internal Server Error", {"error": "it failed; the log says how"}

@@ -32,12 +32,14 @@ class PurgeOrder(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=
 
 
 class PurgeReport(Struct, frozen=True, omit_defaults=True):
-    """What a node did."""
+    """What a node did, and those that it passed the order on to."""
 
     purged: int = 0
     """Stored responses taken out."""
     problems: tuple[str, ...] = ()
     """What was not carried out, and why."""
+    nodes: int = 1
+    """Exit nodes that carried it out."""
 
 
 class AdminAccess(Struct, frozen=True):

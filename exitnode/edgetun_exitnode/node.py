@@ -173,8 +173,16 @@ class ExitNode:
         of_mesh = self.mesh.tunnels if self.mesh is not None else ()
         return {*self.registry.services, *self.cache_stats, *of_mesh}
 
+    async def purge_everywhere(self, order: PurgeOrder) -> PurgeReport:
+        """Takes responses out of the caches of all exit nodes that this one knows."""
+        return self.purge(order) if self.mesh is None else await self.mesh.purging.begin(order)
+
+    def _invalidated(self, tunnel: str, keys: list[bytes]) -> None:
+        if self.mesh is not None:
+            self.mesh.invalidated(tunnel, keys)
+
     def purge(self, order: PurgeOrder) -> PurgeReport:
-        """Takes responses out of this node's cache; another node's are that node's."""
+        """Takes responses out of this node's cache alone."""
 
         def find(host: bytes) -> TunnelRule | None:
             plan = self.router.table.find(host)
@@ -193,6 +201,7 @@ class ExitNode:
             handler = cache = self._build_cache(tunnel, route, forward)
         relayed = RelayedEntry(forward, cache, lambda: self.registry.holds(tunnel.id), self._clock)
         if cache is not None:
+            cache.on_invalidated = lambda keys: self._invalidated(tunnel.id, keys)
             cache.elsewhere = AtOwner(
                 self, tunnel.id, forward, relayed, lambda following: self._build_cache(tunnel, route, following)
             )

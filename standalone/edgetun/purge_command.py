@@ -54,7 +54,8 @@ def run(settings: PurgeSettings) -> int:
     if settings.json:
         print(msgspec.json.encode(report).decode())
     else:
-        print(f"purged {report.purged} stored response{'' if report.purged == 1 else 's'}")
+        where = f" on {report.nodes} exit nodes" if report.nodes > 1 else ""
+        print(f"purged {report.purged} stored response{'' if report.purged == 1 else 's'}{where}")
         for problem in report.problems:
             print(f"warning: {problem}", file=sys.stderr)
     return ExitCode.FAILURE if report.problems else ExitCode.OK

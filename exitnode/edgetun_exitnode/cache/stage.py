@@ -135,6 +135,8 @@ class CacheStage:
         self.fetch_next = next_handler
         """Where fetches for all go; where another exit node owns the key, to that (mesh/ownership.py)."""
         self.elsewhere: Elsewhere | None = None
+        self.on_invalidated: Callable[[list[bytes]], None] | None = None
+        """Hears of the keys that an unsafe request made stale, before its response goes to the visitor."""
         self.clock = clock
         self.scheduler = scheduler
         self.wall_clock = wall_clock
@@ -845,6 +847,7 @@ class CacheStage:
         if 200 <= response.status < 400:
             now = self.clock()
             locations = response.get_all(b"location") + response.get_all(b"content-location")
+            keys: list[bytes] = []
             for target in build_invalidated_targets(view.head, locations):
                 stripped = self._query.strip(target)
                 for scheme in (b"http", b"https"):
@@ -852,6 +855,9 @@ class CacheStage:
                     if key:
                         self.stats.invalidations += 1
                         self.store.invalidate(key, now)
+                        keys.append(key)
+            if keys and self.on_invalidated is not None:
+                self.on_invalidated(keys)
         return self.decorate(response, b"fwd=method")
 
 

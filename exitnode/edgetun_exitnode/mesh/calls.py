@@ -2,6 +2,10 @@
 
     GET  /v1/holders?tunnel=NS/NAME   who holds a session of the tunnel, as far as the answering node knows: `HoldersAnswer`
     POST /v1/tell                     what changed at the asking node: `Told`
+    POST /v1/purge                    takes responses out of the answering node's cache: `Purging` -> `PurgeReport`
+    POST /v1/invalidate               keys that an unsafe request made stale: `Invalidated`
+    POST /v1/spend                    what visitors used of their rates: `Spending` -> `Levels`
+    GET  /v1/alive                    nothing; that it is answered says enough
 
 Bodies are JSON and bounded; names that the reader does not know are ignored, so either side may be one version behind.
 """
@@ -9,7 +13,7 @@ Bodies are JSON and bounded; names that the reader does not know are ignored, so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 from urllib.parse import parse_qs, quote
 
@@ -20,11 +24,17 @@ from edgetun_core.enrollment import UNREADABLE, Endpoint
 from edgetun_core.errors import EdgetunError, LimitExceeded, NotFound, ProtocolError, SessionLost, UpstreamTimeout
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
+from edgetun_core.purge import PurgeOrder, PurgeReport
 
 AUTHORITY: Final = b"mesh.edgetun.internal"
 HOLDERS: Final = b"/v1/holders"
 TELL: Final = b"/v1/tell"
-MAX_BODY_BYTES: Final = 256 * 1024
+PURGE: Final = b"/v1/purge"
+INVALIDATE: Final = b"/v1/invalidate"
+SPEND: Final = b"/v1/spend"
+ALIVE: Final = b"/v1/alive"
+MAX_BODY_BYTES: Final = 2 * 1024 * 1024
+"""A purge order is the largest, with up to 1 MiB."""
 MOST_HOLDERS: Final = 16
 CALL_TIMEOUT_S: Final = 1.5
 
@@ -54,7 +64,34 @@ class Told(Struct, frozen=True, omit_defaults=True):
     closed: tuple[str, ...] = ()
 
 
-_T = TypeVar("_T", HoldersAnswer, Told)
+_T = TypeVar("_T", bound=Struct)
+
+
+class Purging(Struct, frozen=True, omit_defaults=True):
+    """An order on its way through the fleet. `known` are the nodes that have it from others: the reader passes it on to the rest."""
+
+    order: PurgeOrder
+    number: str
+    """Names this purge, so that it is carried out once however often it comes."""
+    known: tuple[str, ...] = ()
+
+
+class Invalidated(Struct, frozen=True, omit_defaults=True):
+    """Cache keys (as this version builds them; another version's are no harm)."""
+
+    keys: tuple[bytes, ...] = ()
+
+
+class Spending(Struct, frozen=True, omit_defaults=True):
+    """By limit (tunnel and route) and visitor: how many requests since the last report."""
+
+    spent: dict[str, dict[str, float]] = {}
+
+
+class Levels(Struct, frozen=True, omit_defaults=True):
+    """What is left of the visitors' budgets in the whole fleet; below 0 when all nodes together gave too much."""
+
+    left: dict[str, dict[str, float]] = {}
 
 
 class Answering:
@@ -118,6 +155,21 @@ class _Incoming:
     def resume_response(self) -> None: ...
 
 
+class _Ignored:
+    """Takes an answer that nobody waits for."""
+
+    def on_interim(self, head: ResponseHead) -> None: ...
+    def on_head(self, head: ResponseHead, end: bool) -> None: ...
+    def on_data(self, data: bytes, end: bool) -> None: ...
+    def on_trailers(self, fields: Fields) -> None: ...
+    def on_reset(self, error: EdgetunError) -> None: ...
+    def pause_request(self) -> None: ...
+    def resume_request(self) -> None: ...
+
+
+_ignored: Final = _Ignored()
+
+
 class _Call:
     """The asking side: gathers the answer."""
 
@@ -177,7 +229,7 @@ async def call(session: Handler, method: bytes, target: bytes, body: bytes = b""
 
 async def ask_holders(session: Handler, tunnel: str) -> HoldersAnswer:
     """Asks a peer who holds a session of the tunnel. Raises `EdgetunError`."""
-    return _read(await call(session, b"GET", HOLDERS + b"?tunnel=" + quote(tunnel).encode()), HoldersAnswer)
+    return read(await call(session, b"GET", HOLDERS + b"?tunnel=" + quote(tunnel).encode()), HoldersAnswer)
 
 
 async def tell(session: Handler, told: Told) -> None:
@@ -185,12 +237,26 @@ async def tell(session: Handler, told: Told) -> None:
     await call(session, b"POST", TELL, msgspec.json.encode(told))
 
 
-def read_told(body: bytes) -> Told:
-    """Raises `ProtocolError`."""
-    return _read(body, Told)
+async def send_purge(session: Handler, purging: Purging) -> PurgeReport:
+    """Has a peer purge. Raises `EdgetunError`."""
+    return read(await call(session, b"POST", PURGE, msgspec.json.encode(purging)), PurgeReport)
 
 
-def _read(body: bytes, shape: type[_T]) -> _T:
+async def send_spending(session: Handler, spending: Spending) -> Levels:
+    """Tells what visitors used here, and hears what is left. Raises `EdgetunError`."""
+    return read(await call(session, b"POST", SPEND, msgspec.json.encode(spending)), Levels)
+
+
+def send_invalidated(session: Handler, keys: Iterable[bytes]) -> None:
+    """Tells a peer, and waits for nothing: what is asked over the same lane afterwards finds it done."""
+    body = msgspec.json.encode(Invalidated(tuple(keys)))
+    fields = ((b"content-length", str(len(body)).encode()),)
+    head = RequestHead(b"POST", b"https", AUTHORITY, INVALIDATE, fields)
+    session.open(head, _PEER, False, _ignored).send_data(body, True)
+
+
+def read(body: bytes, shape: type[_T]) -> _T:
+    """Raises `ProtocolError` for what has not the shape."""
     try:
         return msgspec.json.decode(body, type=shape)
     except UNREADABLE as error:

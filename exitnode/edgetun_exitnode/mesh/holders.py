@@ -149,6 +149,10 @@ class Holders:
         (self.draining.add if is_draining else self.draining.discard)(node)
         self.epoch += 1
 
+    def is_listed(self, node: str) -> bool:
+        """Whether control's present list has it."""
+        return node in self._listed
+
     def forget(self, node: str) -> set[str]:
         """The peer is gone for good; returns the tunnels that it held."""
         changed: set[str] = set()

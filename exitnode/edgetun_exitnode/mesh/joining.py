@@ -63,6 +63,8 @@ class Membership:
             node.router,
             wake=node.registry.wake,
             clock=time.monotonic,
+            store=node.store,
+            purge=node.purge,
             held=node.registry.held,
             holds=node.registry.holds,
         )

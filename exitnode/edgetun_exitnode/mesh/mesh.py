@@ -24,27 +24,36 @@ from edgetun_core.errors import AuthError, Draining, EdgetunError, NoSession, Se
 from edgetun_core.fleet_identity import ExitNodeName, PeerContexts, exit_node_of
 from edgetun_core.memo import Memo
 from edgetun_core.pki import ServerIdentity
+from edgetun_core.purge import PurgeOrder, PurgeReport
 from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.transport.tls import TlsLink
 from edgetun_core.transport.tls_dial import dial_tls
 from edgetun_core.transport.tls_listen import TlsListener, listen_tls
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
+from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.mesh.calls import (
+    ALIVE,
     HOLDERS,
+    INVALIDATE,
     MOST_HOLDERS,
+    PURGE,
     TELL,
     Holder,
     HoldersAnswer,
+    Invalidated,
+    Purging,
     Told,
     ask_holders,
-    read_told,
+    read,
+    send_invalidated,
     tell,
     unknown_call,
 )
 from edgetun_exitnode.mesh.holders import Holders
 from edgetun_exitnode.mesh.ownership import rank_owners
 from edgetun_exitnode.mesh.peer import Peer
+from edgetun_exitnode.mesh.purging import Spreading
 from edgetun_exitnode.mesh.serving import Serving, Tunnels
 from edgetun_exitnode.pipeline.forward import Session
 
@@ -60,6 +69,8 @@ ASK_AGAIN_MOST_S: Final = 30.0
 """How long what was asked is not asked again; longer each time while nobody holds it, for a laptop may be off for hours."""
 MOST_ASKED_FOR: Final = 10_000
 TELL_S: Final = 0.05
+FORGET_AFTER: Final = 4
+"""Failed dials of a peer that control does not know (any more)."""
 MAX_LINKS: Final = 4_096
 FEATURE: Final = "relay"
 
@@ -77,6 +88,8 @@ class Mesh:
         *,
         wake: Callable[[str], None],
         clock: Callable[[], float],
+        store: Store,
+        purge: Callable[[PurgeOrder], PurgeReport],
         held: Callable[[], set[str]],
         holds: Callable[[str], bool],
         rng: random.Random | None = None,
@@ -92,6 +105,10 @@ class Mesh:
         self._identity = identity
         self._contexts = PeerContexts(identity, ca_pem)
         self._tunnels = tunnels
+        self._store = store
+        self.purging = Spreading(self, purge)
+        self._stale: dict[str, dict[bytes, None]] = {}
+        """Keys that their owners are to be told are stale, by owner."""
         self._wake = wake
         self.clock = clock
         self._held = held
@@ -187,6 +204,27 @@ class Mesh:
     def holds(self, tunnel: str) -> bool:
         """Whether this node holds a session of the tunnel, and will for a while."""
         return not self.is_draining and self._holds(tunnel)
+
+    def invalidated(self, tunnel: str, keys: list[bytes]) -> None:
+        """An unsafe request made these keys stale: their owners must not answer with what they hold."""
+        candidates = self.remote(tunnel).candidates()
+        if not candidates:
+            return
+        if not self._stale:
+            asyncio.get_running_loop().call_soon(self._tell_stale)
+        for key in keys:
+            owner = rank_owners(key, candidates)[0]
+            if owner != str(self.name):
+                self._stale.setdefault(owner, {})[key] = None
+
+    def _tell_stale(self) -> None:
+        stale, self._stale = self._stale, {}
+        for owner, keys in stale.items():
+            peer = self.peer(owner)
+            if peer.runner is not None:
+                send_invalidated(peer.runner, keys)
+            elif self.dial(peer):
+                peer.stale.update(keys)
 
     def is_asking(self, tunnel: str) -> bool:
         return tunnel in self._asking
@@ -320,7 +358,15 @@ class Mesh:
     def answer(self, node: str, path: bytes, tunnel: str, body: bytes) -> bytes:
         """Answers a peer's call. Raises `EdgetunError`."""
         if path == TELL:
-            self._hear(node, read_told(body))
+            self._hear(node, read(body, Told))
+            return b""
+        if path == INVALIDATE:
+            for key in read(body, Invalidated).keys:
+                self._store.invalidate(key, self.clock())
+            return b""
+        if path == PURGE:
+            return msgspec.json.encode(self.purging.take(node, read(body, Purging)))
+        if path == ALIVE:
             return b""
         if path == HOLDERS:
             others = (
@@ -382,6 +428,8 @@ class Mesh:
             peer.failed(self.clock())
             log.info("exit node %s cannot be reached: %s", peer.name, error or "no answer in time")
             runner.close(UpstreamUnreachable("the exit node did not answer in time"))
+            if self.holders.is_complete and peer.failures >= FORGET_AFTER and not self.holders.is_listed(peer.name):
+                self.holders.forget(peer.name)  # only peers spoke of it, some time ago
         except asyncio.CancelledError:
             runner.close(None)
             raise
@@ -417,6 +465,9 @@ class Mesh:
         peer.reached()
         peer.used_at = self.clock()
         self._by_runner[runner] = peer
+        if peer.stale:
+            send_invalidated(runner, peer.stale)
+            peer.stale.clear()
         if is_dialled:
             self._dialled.add(runner)
         self._wake_for(peer)
@@ -443,6 +494,14 @@ class Mesh:
             log.info("the session with exit node %s ended: %s", peer.name, error)
             if not peer.runners:
                 peer.failed(self.clock())
+
+    async def reach(self, node: str) -> SessionRunner | None:
+        """A session with a peer, dialled if there is none; None when it cannot be reached now."""
+        return await self._reach(self.peer(node))
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs something beside; its failure is logged, and it ends with the mesh."""
+        self._start(work, name)
 
     def peer_of(self, runner: Session) -> Peer | None:
         return self._by_runner.get(runner) if isinstance(runner, SessionRunner) else None

@@ -14,7 +14,7 @@ RETRY_MOST_S: Final = 30.0
 class Peer:
     """What the mesh knows of one exit node. `name` is `pool/region/node`."""
 
-    __slots__ = ("dialling", "exchanges", "failures", "name", "retry_at", "runners", "used_at", "wanted_for")
+    __slots__ = ("dialling", "exchanges", "failures", "name", "retry_at", "runners", "stale", "used_at", "wanted_for")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -26,6 +26,8 @@ class Peer:
         self.used_at = 0.0
         self.wanted_for: set[str] = set()
         """Tunnels whose visitors wait for this peer to be reached."""
+        self.stale: dict[bytes, None] = {}
+        """Cache keys to tell it of as soon as it is reached; bounded, since dialling ends within seconds."""
         self.exchanges = 0
         """Of all that were, as far as somebody looked."""
 

@@ -25,8 +25,8 @@ def start_exit_node_admin(
 ) -> AdminServer:
     """Listens, and leaves where and with which secret in `state` for `edgetun purge`. The secret is new at every start."""
 
-    def purge(body: bytes) -> dict[str, Any]:
-        report: dict[str, Any] = msgspec.to_builtins(node.purge(decode_order(body)))
+    async def purge(body: bytes) -> dict[str, Any]:
+        report: dict[str, Any] = msgspec.to_builtins(await node.purge_everywhere(decode_order(body)))
         return report
 
     token = secrets.token_urlsafe(32)

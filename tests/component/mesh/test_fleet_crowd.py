@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -82,7 +83,7 @@ async def test_ten_thousand_visitors_over_five_nodes_are_one_request_per_lifetim
     wanted = VISITORS - (VISITORS // NODES if dies else 0)
     assert got == {"200": wanted}, "a visitor of a node that lives was not answered"
     # Nobody is asked again before the last answer's time is over; once more where the one who asked for all is gone.
-    early = sum(later - before < TTL_S for before, later in zip(asked, asked[1:], strict=False))
+    early = sum(later - before < TTL_S for before, later in itertools.pairwise(asked))
     assert early <= dies, [round(at - asked[0], 3) for at in asked]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from edgetun_core.purge import PurgeOrder
 from edgetun_core.snapshot import CacheRule, CollapseRule
 from edgetun_exitnode.mesh.ownership import rank_owners
 from support.mesh import Meshed, MeshNode, meshed
 from support.origin_server import ScriptedConnection, ScriptedOrigin, scripted_origin
 from support.waiting import eventually
-from support.whole import HOST, snapshot
+from support.whole import HOST, TUNNEL, snapshot
 
 NODES = 5
 
@@ -191,6 +192,53 @@ async def test_an_owner_that_serves_stale_is_not_asked_by_each_visitor_anew(
         told.status = b"500 Internal Server Error"
         assert await ask_everywhere([here], scene, "/a", 10) == [200] * 10
         assert len(told.asked) <= 3
+
+
+async def test_a_purge_begun_at_any_node_reaches_every_node(scene: Meshed, told: Origin) -> None:
+    first, second, *_, last = scene.nodes
+    await scene.agent(first, second)
+    await settled(scene, first, second)
+    assert set(await ask_everywhere(scene.nodes, scene, "/a", 1)) == {200}
+    assert set(await ask_everywhere(scene.nodes, scene, "/b", 1)) == {200}
+    assert len(told.asked) == 2
+    report = await last.node.purge_everywhere(PurgeOrder(urls=(f"http://{HOST}/a",)))
+    assert (report.nodes, report.purged, report.problems) == (NODES, NODES, ())
+    assert set(await ask_everywhere(scene.nodes, scene, "/a", 1)) == {200}
+    assert set(await ask_everywhere(scene.nodes, scene, "/b", 1)) == {200}
+    assert told.asked == ["/a", "/b", "/a"]
+
+
+async def test_a_purge_passes_on_to_nodes_that_only_others_know_and_names_those_it_did_not_reach(
+    scene: Meshed, told: Origin
+) -> None:
+    first, second, third, *_, last = scene.nodes
+    await scene.agent(first, second)
+    await settled(scene, first, second)
+    assert set(await ask_everywhere(scene.nodes, scene, "/a", 1)) == {200}
+    last.mesh.holders.forget(third.name)  # as if it followed another replica, and had no session
+    report = await last.node.purge_everywhere(PurgeOrder(tunnel=TUNNEL, everything=True))
+    assert report.nodes == NODES - 1
+    await eventually(lambda: not third.node.store.resources)
+    await third.kill()
+    report = await first.node.purge_everywhere(PurgeOrder(tunnel=TUNNEL, everything=True))
+    assert report.nodes == NODES - 1
+    assert report.problems == (f"1 of {NODES} exit nodes were not reached: {third.name}",)
+
+
+async def test_a_write_through_one_node_is_seen_by_the_next_read_though_another_owns_the_key(
+    scene: Meshed, told: Origin
+) -> None:
+    first, second, here, *_ = scene.nodes
+    await scene.agent(first, second)
+    await settled(scene, first, second)
+    for number in range(6):
+        path = f"/item/{number}"
+        for node in (here, first, second):
+            visitor = await scene.visitor(node)
+            before = (await visitor.ask(path, host=HOST)).body
+            visitor.send(f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n".encode())
+            assert (await visitor.answer(b"POST")).status == 200
+            assert (await visitor.ask(path, host=HOST)).body != before, "what was before the write came from a cache"
 
 
 def test_owners_are_spread_and_a_node_that_goes_moves_its_keys_alone() -> None:
