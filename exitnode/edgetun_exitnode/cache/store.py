@@ -3,6 +3,9 @@
 Eviction is SIEVE per tenant: a queue in order of arrival, one bit per entry that a hit sets, and a hand that walks from old to
 new, clears the bit of what was used and evicts what was not. A hit moves nothing. Everything is O(1) amortised.
 
+Admission. A newcomer begins without the bit, so a scan of things asked for once evicts only itself. One that was evicted lately and is
+asked for again begins with it: that is no scan but a working set that did not fit in yet, and the hand moves on to older ones.
+
 A store of 0 bytes stores nothing, and lets bodies be shared while they come in, within `IN_FLIGHT_WITHOUT_STORE_BYTES`.
 
 Bounds. Bytes stored and bytes reserved by bodies that are still coming in are together at most `max_bytes`; reserved ones at
@@ -42,6 +45,8 @@ MAX_TAG_BYTES: Final = 1024
 """Further and longer tags of a response are not heeded."""
 TAG_OVERHEAD_BYTES: Final = 250
 _TAG_FIELDS: Final = {b"surrogate-key": b" ", b"cache-tag": b","}
+GHOSTS: Final = 16_384
+"""Half of how many evicted keys are remembered."""
 _MEMORY: Final = 8192
 """How many keys' Vary and invalidations are remembered."""
 _NEVER: Final = float("-inf")
@@ -255,6 +260,8 @@ class Store:
         """Bit n is set when bucket n holds a shelf; a shelf stands in the bucket of its stored bytes' bit length."""
         # By hash, for keys are as long as visitors make them. Keys that collide are varied or refused needlessly, never mixed up.
         self._vary: Memo[int, tuple[bytes, ...]] = Memo(_MEMORY)
+        self._evicted: Memo[int, bool] = Memo(GHOSTS)
+        """Hashes of keys that were evicted lately."""
         self._invalidated: dict[int, float] = {}
         self._all_invalidated_at = _NEVER
 
@@ -359,6 +366,8 @@ class Store:
         self.stored_bytes += entry.size_bytes
         self.entry_count += 1
         self.stats.stores += 1
+        if self._evicted.get(hash(key)):
+            entry.is_used = True
         for useless in shelf.sweep(now):
             self._unlink(useless)
             self.stats.expired += 1
@@ -525,6 +534,9 @@ class Store:
         entry = shelf.choose_victim() if shelf is not None else None
         if entry is None:
             return False
+        resource = entry.resource
+        if resource is not None:
+            self._evicted.put(hash(resource.key), True)
         self._unlink(entry)
         self.stats.evictions += 1
         return True

@@ -297,3 +297,47 @@ class StoreModel(RuleBasedStateMachine):
 
 TestStoreModel = StoreModel.TestCase
 TestStoreModel.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+def hot_share_after(store: Store, hot: int, scanned: int, *, asked_meanwhile: int = 0) -> float:
+    """Stores `hot` keys, asks for each twice, lets a scan of `scanned` keys pass, and returns which share of the hot is still there."""
+    names = [b"hot%d" % number for number in range(hot)]
+    kept = {name: put(store, name) for name in names}
+    for name in names:
+        found = kept[name]
+        assert found is not None
+        found.is_used = True
+    for number in range(scanned):
+        put(store, b"scan%d" % number)
+        if asked_meanwhile and number % asked_meanwhile == 0:
+            found = kept[names[number // asked_meanwhile % hot]]
+            if found is not None and found.resource is not None:
+                found.is_used = True
+    return sum(name in store.resources for name in names) / hot
+
+
+@pytest.mark.parametrize("scanned", [200, 2_000, 20_000])
+def test_a_scan_of_things_asked_for_once_leaves_what_is_used(scanned):
+    store = Store(100 * EACH)
+    assert hot_share_after(store, 50, scanned) == 1.0
+    assert store.stored_bytes <= store.max_bytes
+
+
+def test_scans_again_and_again_leave_what_is_used_now_and_then():
+    store = Store(100 * EACH)
+    assert hot_share_after(store, 80, 5_000, asked_meanwhile=5) >= 0.9
+
+
+def test_what_nobody_uses_any_more_makes_room_in_the_end():
+    """A new working set, larger than what is free, takes the place of the old one although it is asked for in turn."""
+    store = Store(100 * EACH)
+    hot_share_after(store, 80, 0)
+    for _ in range(8):
+        for number in range(60):
+            key = b"new%d" % number
+            resource = store.resources.get(key)
+            if resource is None:
+                put(store, key)
+            else:
+                next(iter(resource.variants.values())).is_used = True
+    assert sum(b"new%d" % number in store.resources for number in range(60)) >= 55
