@@ -118,8 +118,8 @@ async def _listen(node: ExitNode, settings: ExitNodeSettings, *, tunnel: bool = 
         log.info("http on %s:%d", settings.listen, front.port)
     if settings.https_port >= 0:
         store = CertificateStore(parse_certificate_pairs(settings.certificate), development=ca)
-        front = await node.listen_https(settings.listen, settings.https_port, store)
-        log.info("https on %s:%d", settings.listen, front.port)
+        front = await node.listen_https(settings.listen, settings.https_port, store, http3=settings.http3)
+        log.info("https on %s:%d%s", settings.listen, front.port, ", http/3 too" if settings.http3 else "")
     await node.listen_streams(settings.listen)
     if tunnel and settings.tunnel_port >= 0:
         identity = ca.identity(settings.tunnel_name)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgetun_core.errors import ConfigError, Draining
 from edgetun_core.http.exchange import Handler
@@ -45,8 +46,12 @@ from edgetun_exitnode.sessions.acceptor import SessionAcceptor
 from edgetun_exitnode.sessions.door import Door
 from edgetun_exitnode.sessions.registry import SessionRegistry
 
+if TYPE_CHECKING:
+    from edgetun_exitnode.front.h3_front import H3Front
+
 log = logging.getLogger(__name__)
 
+_FREE_PORT_TRIES = 5
 DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 
 
@@ -96,6 +101,7 @@ class ExitNode:
         self.router = Router(https_port)
         self.context = FrontContext(self.router, self.limits.front, clock=clock, wall_clock=wall_clock)
         self.fronts: list[Front] = []
+        self.http3_fronts: list[H3Front] = []
         self.listeners: list[Listener] = []
         self.snapshot: Snapshot | None = None
         self.is_draining = False
@@ -243,12 +249,17 @@ class ExitNode:
         self.fronts.append(front)
         return front
 
-    async def listen_https(self, host: str, port: int, certificates: CertificateStore) -> Front:
-        """Serves visitors over TLS. Raises AddressUnavailable."""
-        try:
-            front = await serve_https(self.context, host, port, certificates, streams=self.streams)
-        except OSError as error:
-            raise explain(error, host, port, "--https-port") from error
+    async def listen_https(self, host: str, port: int, certificates: CertificateStore, *, http3: bool = False) -> Front:
+        """Serves visitors over TLS and, with `http3`, over QUIC on the same port number. Raises AddressUnavailable."""
+        for tries_left in reversed(range(_FREE_PORT_TRIES if port == 0 else 1)):
+            try:
+                front = await serve_https(self.context, host, port, certificates, streams=self.streams)
+                if http3:
+                    self._serve_http3(front, certificates)
+                break
+            except OSError as error:
+                if not tries_left:
+                    raise explain(error, host, port, "--https-port") from error
         self.fronts.append(front)
         self.router.https_port = front.port
         return front
@@ -256,6 +267,17 @@ class ExitNode:
     async def listen_streams(self, host: str) -> Mapping[tuple[str, int], ConfigError]:
         """Serves TCP and UDP tunnels at their ports, as snapshots name them; returns the ports that cannot be had now."""
         return await self.streams.listen(host)
+
+    def _serve_http3(self, front: Front, certificates: CertificateStore) -> None:
+        """The same addresses over UDP. A free TCP port is not always free for UDP: OSError, and the front is closed."""
+        from edgetun_exitnode.front.h3_front import serve_http3  # the QUIC library takes a tenth of a second
+
+        try:
+            self.http3_fronts += serve_http3(self.context, front.addresses_bound, certificates)
+        except OSError:
+            front.close()
+            raise
+        front.advertises_http3 = True
 
     async def listen_tunnel(
         self,
@@ -296,7 +318,7 @@ class ExitNode:
         self.acceptor.on_change()
         for runner in self.acceptor.runners:
             runner.drain(deadline_s, "the exit node is going away")
-        await asyncio.gather(self.streams.drain(deadline_s), *(front.drain(deadline_s) for front in self.fronts))
+        await asyncio.gather(self.streams.drain(deadline_s), *(front.drain(deadline_s) for front in self.all_fronts))
         if self.mesh is not None:
             await self.mesh.drain(max(0.0, until - self._clock()))
         for runner in self.acceptor.runners:
@@ -306,16 +328,22 @@ class ExitNode:
     async def close(self) -> None:
         """Closes every socket."""
         self.streams.close()
-        for front in self.fronts:
+        for front in self.all_fronts:
             front.close()
         if self.mesh is not None:
             await self.mesh.close()
         await asyncio.gather(*(listener.close() for listener in self.listeners))
         self.fronts.clear()
+        self.http3_fronts.clear()
         self.listeners.clear()
         if self.store.disk is not None:
             await asyncio.to_thread(self.store.disk.close)
             self.store.disk = None
+
+    @property
+    def all_fronts(self) -> tuple[Front | H3Front, ...]:
+        """Every front, over TCP and over UDP."""
+        return (*self.fronts, *self.http3_fronts)
 
     @property
     def exchanges_in_flight(self) -> int:

@@ -47,6 +47,7 @@ class ExitNodeSettings:
     listen: str = setting("0.0.0.0", "Address to listen on.")
     http_port: int = setting(8080, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(8443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
+    http3: bool = setting(True, "Serve HTTP/3 on the HTTPS port over UDP, and tell visitors so (Alt-Svc).")
     tunnel_port: int = setting(
         7443, "Port for agents, TCP and UDP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535
     )

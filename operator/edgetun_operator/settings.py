@@ -23,7 +23,7 @@ class OperatorSettings:
         (), "Secret with the credentials of exit nodes' registry.", metavar="NAME"
     )
     exit_log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Lowest level that exit nodes log.")
-    http3: bool = setting(False, "Offer UDP 443 beside TCP 443, for exit nodes that serve HTTP/3.")
+    http3: bool = setting(True, "Have exit nodes serve HTTP/3 and offer UDP 443 beside TCP 443.")
     control_url: tuple[str, ...] = setting(
         (),
         "Where agents reach control; written into every token. Default: control's Service, which only agents inside the cluster reach.",

@@ -34,7 +34,11 @@ async def _run(settings: HttpSettings) -> int:
         edge = LocalEdge(snapshot)
         try:
             await edge.listen(
-                settings.listen, settings.http_port, settings.https_port, settings.state or default_state_dir()
+                settings.listen,
+                settings.http_port,
+                settings.https_port,
+                settings.state or default_state_dir(),
+                http3=settings.http3,
             )
             urls = [(url, origin.url) for url in edge.urls(hostname)]
             await shown.serve(

@@ -47,7 +47,14 @@ class LocalEdge:
         self.node.registry.add(self.session, [tunnel.id for tunnel in snapshot.tunnels])
 
     async def listen(
-        self, host: str, http_port: int, https_port: int, state: Path, certificates: Iterable[tuple[Path, Path]] = ()
+        self,
+        host: str,
+        http_port: int,
+        https_port: int,
+        state: Path,
+        certificates: Iterable[tuple[Path, Path]] = (),
+        *,
+        http3: bool = True,
     ) -> None:
         """Opens the fronts; a port of -1 leaves one out. Raises AddressUnavailable."""
         taken = await self.node.listen_streams(host)
@@ -66,7 +73,7 @@ class LocalEdge:
                 development=ca,
                 may_issue=lambda name: self.node.router.table.find(name.encode()) is not None,
             )
-            self.https_port = (await self.node.listen_https(host, https_port, store)).port
+            self.https_port = (await self.node.listen_https(host, https_port, store, http3=http3)).port
             self._making_ca = asyncio.create_task(self._make_ca(ca, not given), name="make the development CA")
 
     def urls_of(self, tunnel: TunnelRule, host: str) -> list[str]:

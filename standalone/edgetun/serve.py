@@ -107,8 +107,8 @@ async def _listen_for_visitors(
             development=ca,
             may_issue=lambda name: node.router.table.find(name.encode()) is not None,
         )
-        front = await node.listen_https(settings.listen, settings.https_port, store)
-        log.info("https on %s:%d", settings.listen, front.port)
+        front = await node.listen_https(settings.listen, settings.https_port, store, http3=settings.http3)
+        log.info("https on %s:%d%s", settings.listen, front.port, ", http/3 too" if settings.http3 else "")
         if not pairs:
             log.warning("no --certificate is given: browsers will warn of the development CA %s", ca.certificate_file)
 

@@ -38,6 +38,7 @@ class HttpSettings:
     listen: str = setting("127.0.0.1", "Address to listen on.")
     http_port: int = setting(8080, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(8443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
+    http3: bool = setting(True, "Serve HTTP/3 on the HTTPS port over UDP, and tell visitors so (Alt-Svc).")
     metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     state: Path | None = setting(None, "Folder for the development CA. Default: ~/.local/share/edgetun.")
     drain_s: float = setting(10.0, "How long requests in flight may take to end after Ctrl-C.", minimum=0)
@@ -87,6 +88,7 @@ class UpSettings:
     listen: str = setting("127.0.0.1", "Address to listen on.")
     http_port: int = setting(8080, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(8443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
+    http3: bool = setting(True, "Serve HTTP/3 on the HTTPS port over UDP, and tell visitors so (Alt-Svc).")
     metrics: str = setting("", "HOST:PORT for /metrics, /healthz, /readyz and `edgetun purge`.", metavar="HOST:PORT")
     state: Path | None = setting(None, "Folder for the development CA. Default: ~/.local/share/edgetun.")
     watch: bool = setting(True, "Take changes of the files without a restart.")
@@ -109,6 +111,7 @@ class ServeSettings:
     listen: str = setting("0.0.0.0", "Address to listen on.")
     http_port: int = setting(80, "Port for plain HTTP; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
     https_port: int = setting(443, "Port for HTTPS; 0 takes a free one, -1 none.", minimum=-1, maximum=65535)
+    http3: bool = setting(True, "Serve HTTP/3 on the HTTPS port over UDP, and tell visitors so (Alt-Svc).")
     tunnel_port: int = setting(7443, "Port for agents, TCP and UDP; 0 takes a free one.", minimum=0, maximum=65535)
     tcp_ports: str = setting(
         "20000-20099",

@@ -46,6 +46,7 @@ async def _run(settings: UpSettings, snapshot: Snapshot, certificates: tuple[tup
                 settings.https_port,
                 settings.state or default_state_dir(),
                 certificates,
+                http3=settings.http3,
             )
             if settings.watch and "-" not in settings.file:
                 follower = asyncio.create_task(_follow(edge, settings), name="follow the manifests")

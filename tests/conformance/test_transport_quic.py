@@ -12,7 +12,7 @@ import pytest
 
 from edgetun_core.errors import ProtocolError, SessionLost
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.transport import quic_dial, quic_driver, quic_listen, udp
+from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, udp
 from edgetun_core.transport.quic_library import library
 from support.links import Place, eventually, lossy_path
 
@@ -160,7 +160,7 @@ async def test_an_unknown_version_is_answered_with_the_known_one(place: Place) -
 async def test_half_open_handshakes_are_bounded_and_end_at_the_deadline(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quic_listen, "MAX_HALF_OPEN", 5)
+    monkeypatch.setattr(quic_endpoint, "MAX_HALF_OPEN", 5)
     await place.listen(handshake_timeout_s=0.3)
     initial: list[bytes] = []
     connection = library(place.dialling).dialled(place.ca.trust, "127.0.0.1")

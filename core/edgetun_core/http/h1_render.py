@@ -53,12 +53,13 @@ class PreparedResponse:
     when not, so that the front can add the date of the second.
     """
 
-    __slots__ = ("base", "content_length", "has_date", "variants", "without_body")
+    __slots__ = ("base", "content_length", "has_alt_svc", "has_date", "variants", "without_body")
 
     def __init__(self, head: ResponseHead) -> None:
         status = head.status
         self.content_length = -1
         self.has_date = False
+        self.has_alt_svc = False
         self.without_body = status < 200 or status in (204, 304)
         fields: list[Field] = []
         lengths = head.get_all(b"content-length")
@@ -72,6 +73,8 @@ class PreparedResponse:
                 continue
             if name == b"date":
                 self.has_date = True
+            elif name == b"alt-svc":
+                self.has_alt_svc = True
             fields.append(field)
         line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
         self.base = line + _lines(fields)

@@ -134,7 +134,7 @@ class ResponseHead:
     sent one; without it the front chooses the framing.
     """
 
-    __slots__ = ("fields", "h1", "h2", "status", "view", "wire")
+    __slots__ = ("fields", "h1", "h2", "h3", "status", "view", "wire")
 
     def __init__(self, status: int, fields: Fields) -> None:
         self.status = status
@@ -142,6 +142,7 @@ class ResponseHead:
         # Prepared forms.
         self.h1: object | None = None
         self.h2: object | None = None
+        self.h3: object | None = None
         self.wire: bytes | None = None
         self.view: object | None = None
 

@@ -35,30 +35,14 @@ class Sink(Protocol):
     def cid_retired(self, cid: bytes) -> None: ...
 
 
-class Connection(Protocol):
-    """One library's connection, without sockets and clocks."""
+class BareConnection(Protocol):
+    """One library's connection, without sockets and clocks, and whatever its streams carry."""
 
-    host_cid: bytes
-
-    def connect(self, addr: Address, now: float) -> None: ...
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
         """Datagrams of one sender, laid end to end, each of `segment` bytes but the last."""
 
-    def pump(self, sink: Sink) -> None:
-        """Tells every event that waits."""
-
     def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
         """Sends what may be sent now."""
-
-    def send_stream_data(self, stream_id: int, data: bytes) -> None: ...
-    def unsent(self, stream_id: int) -> int:
-        """Bytes of a stream that were never sent."""
-        ...
-
-    @property
-    def is_congested(self) -> bool:
-        """The congestion window has no room for another packet; acknowledgements are to come."""
-        ...
 
     def has_settled(self) -> bool:
         """Everything written was sent and acknowledged."""
@@ -75,3 +59,23 @@ class Connection(Protocol):
     def rtt_s(self) -> float | None: ...
     def get_timer(self) -> float | None: ...
     def handle_timer(self, now: float) -> None: ...
+
+
+class Connection(BareConnection, Protocol):
+    """A connection as a link drives it."""
+
+    host_cid: bytes
+
+    def connect(self, addr: Address, now: float) -> None: ...
+    def pump(self, sink: Sink) -> None:
+        """Tells every event that waits."""
+
+    def send_stream_data(self, stream_id: int, data: bytes) -> None: ...
+    def unsent(self, stream_id: int) -> int:
+        """Bytes of a stream that were never sent."""
+        ...
+
+    @property
+    def is_congested(self) -> bool:
+        """The congestion window has no room for another packet; acknowledgements are to come."""
+        ...

@@ -46,7 +46,7 @@ class LinkedNode:
         return NodeLoad(
             sessions=len(node.registry.sessions),
             max_sessions=node.limits.max_sessions,
-            connections=sum(len(front.connections) for front in node.fronts),
+            connections=sum(len(front.connections) for front in node.all_fronts),
             in_flight=node.exchanges_in_flight,
             is_draining=node.is_draining or node.acceptor.is_draining,
         )

@@ -74,10 +74,14 @@ class NameSet:
         return host in self.exact or (bool(self.parents) and host.partition(".")[2] in self.parents)
 
 
-class _Certificate:
-    __slots__ = ("context", "made_at", "names")
+class Certificate:
+    """One certificate of the store; `prepared` is for whoever needs it in another form than OpenSSL's (QUIC does)."""
+
+    __slots__ = ("context", "identity", "made_at", "names", "prepared")
 
     def __init__(self, identity: ServerIdentity, names: Iterable[str], made_at: float = 0.0) -> None:
+        self.identity = identity
+        self.prepared: object | None = None
         self.context = identity.ssl_context()  # nobody else has this identity, so its context is ours to set up
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(ALPN_PROTOCOLS)
@@ -90,7 +94,7 @@ class _FilePair:
     cert_file: Path
     key_file: Path
     stamp: tuple[int, ...] = ()
-    certificate: _Certificate | None = None
+    certificate: Certificate | None = None
 
 
 class CertificateStore:
@@ -113,9 +117,9 @@ class CertificateStore:
         self._development = development
         self._may_issue = may_issue or _is_local
         self._default_for_unknown = default_for_unknown
-        self._exact: dict[str, _Certificate] = {}
-        self._wildcard: dict[str, _Certificate] = {}
-        self._made: Memo[str, _Certificate] = Memo(256)
+        self._exact: dict[str, Certificate] = {}
+        self._wildcard: dict[str, Certificate] = {}
+        self._made: Memo[str, Certificate] = Memo(256)
         if not self._pairs and development is None:
             raise ConfigError(
                 "HTTPS needs a certificate", remedy="give certificate and key files, or allow the development CA"
@@ -163,8 +167,23 @@ class CertificateStore:
 
     def covers_both(self, sni: str, host: str) -> bool:
         """Whether the certificate shown for `sni` vouches for `host` as well."""
-        certificate = self._choose(sni)
+        certificate = self.choose(sni)
         return certificate is not None and certificate.names.covers(host)
+
+    def shared_secret(self) -> bytes:
+        """Key bytes that every node with the same certificate files has, to derive other keys from; empty without files."""
+        certificate = self._pairs[0].certificate if self._pairs else None
+        return certificate.identity.key_pem if certificate is not None else b""
+
+    def approves(self, sni: str, authority: bytes) -> bool:
+        """RFC 9110 §7.4: a host other than the one the connection was made for only if one certificate vouches for both."""
+        if not sni:
+            return True
+        host = authority.decode("ascii", "replace")
+        if not host.endswith("]"):
+            host = host.rpartition(":")[0] or host
+        host = host.rstrip(".")
+        return host == sni or self.covers_both(sni, host)
 
     def _load(self, pair: _FilePair) -> None:
         pair.stamp = _stamp(pair)
@@ -177,7 +196,7 @@ class CertificateStore:
                 f"{pair.cert_file} with {pair.key_file}: {message}",
                 remedy="give a PEM certificate chain and the unencrypted PEM key that belongs to it",
             ) from error
-        pair.certificate = _Certificate(identity, names)
+        pair.certificate = Certificate(identity, names)
 
     def _index(self) -> None:
         self._exact = {}
@@ -187,7 +206,8 @@ class CertificateStore:
                 self._exact.update(dict.fromkeys(pair.certificate.names.exact, pair.certificate))
                 self._wildcard.update(dict.fromkeys(pair.certificate.names.parents, pair.certificate))
 
-    def _choose(self, name: str) -> _Certificate | None:
+    def choose(self, name: str) -> Certificate | None:
+        """The certificate for a server name (lower case, empty when none was given), or None; may raise ConfigError."""
         if not name:
             return self._default()
         certificate = self._exact.get(name) or self._wildcard.get(name.partition(".")[2])
@@ -197,12 +217,12 @@ class CertificateStore:
             certificate = self._default()
         return certificate
 
-    def _default(self) -> _Certificate | None:
+    def _default(self) -> Certificate | None:
         if self._pairs:
             return self._pairs[0].certificate
         return self._issue("localhost")
 
-    def _issue(self, name: str) -> _Certificate | None:
+    def _issue(self, name: str) -> Certificate | None:
         """A development certificate: from the memo, from the CA's folder, or made now (under a millisecond)."""
         if self._development is None:
             return None
@@ -213,14 +233,14 @@ class CertificateStore:
         now = time.monotonic()
         if known is None or now - known.made_at > _REMAKE_AFTER_S:
             names = _DEVELOPMENT_NAMES if is_local else (name,)
-            known = _Certificate(self._development.identity(names), names, now)
+            known = Certificate(self._development.identity(names), names, now)
             self._made.put(name, known)
         return known
 
     def _on_client_hello(self, tls: ssl.SSLObject, server_name: str | None, _context: ssl.SSLContext) -> int | None:
         name = (server_name or "").lower().rstrip(".")
         try:
-            certificate = self._choose(name)
+            certificate = self.choose(name)
         except ConfigError:
             return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
         if certificate is None:

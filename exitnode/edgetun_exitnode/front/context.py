@@ -66,9 +66,14 @@ class FrontCounters:
         "connections_open",
         "connections_refused",
         "connections_total",
+        "early_data_refused",
+        "early_data_requests",
         "h2_connections",
         "h2_connections_broken",
         "h2_streams_reset",
+        "http3_connections",
+        "http3_requests",
+        "quic_migrations",
         "requests_malformed",
         "requests_timed_out",
         "responses",
@@ -91,6 +96,11 @@ class FrontCounters:
         self.responses_aborted = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.http3_connections = 0
+        self.http3_requests = 0
+        self.quic_migrations = 0
+        self.early_data_requests = 0
+        self.early_data_refused = 0
         self.tls_handshakes = 0
         self.tls_handshake_failures = 0
 

@@ -22,6 +22,7 @@ from edgetun_core.http.h1 import (
     render_trailers,
 )
 from edgetun_core.http.message import Fields, ResponseHead
+from edgetun_exitnode.front.alternatives import alt_svc_line
 
 if TYPE_CHECKING:
     from edgetun_exitnode.front.h1 import H1Connection
@@ -145,6 +146,8 @@ class H1Exchange:
             rendered = prepared.variant(index)
         if not prepared.has_date:
             rendered += front.date_line
+        if front.advertises_http3 and not prepared.has_alt_svc:
+            rendered = rendered[:-2] + alt_svc_line(self.parsed.head.authority)
         if end:
             self.pending = None
             connection.write(rendered)

@@ -17,6 +17,7 @@ from edgetun_core.http.h2.heads import PreparedHead, prepare_response, render_tr
 from edgetun_core.http.message import Fields, RequestHead, ResponseHead
 from edgetun_core.http.multiplexed import ReceivedRequest, RequestRefused
 from edgetun_core.http.websocket import KEY_BYTES, accept_handshake, open_handshake
+from edgetun_exitnode.front.alternatives import alt_svc_block
 from edgetun_exitnode.front.pages import build_problem
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ class H2Exchange(Stream):
         block = prepared.block
         if not prepared.has_date:
             block += self.connection.front.date_block
+        if self.connection.front.advertises_http3 and not prepared.has_alt_svc:
+            block += alt_svc_block(self.connection.approved or b"")
         if end:
             self.put_head(block, True)
             self._finish()

@@ -7,7 +7,6 @@ second for the deadlines and the date, one callback per loop tick for what was l
 from __future__ import annotations
 
 import asyncio
-import heapq
 import socket
 from collections import deque
 from email.utils import formatdate
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Final
 from edgetun_core.errors import LimitExceeded
 from edgetun_core.http.h2.hpack import render_field
 from edgetun_core.http.message import Peer
+from edgetun_exitnode.front.addresses import AddressCounts, normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FieldsMemo, FrontContext, RequestMemo
+from edgetun_exitnode.front.eviction import Evictor
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.h2 import H2Connection
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 BACKLOG: Final = 4096
 _REFUSED_AT_ONCE: Final = 512
 """Refused connections that are read out politely at one time; beyond it they are dropped without a word."""
-_EVICTED_TOGETHER: Final = 256
-"""One search for idle connections finds this many, so that a flood of newcomers does not search each time."""
 
 
 AnyConnection = H1Connection | H2Connection
@@ -50,6 +49,8 @@ class Front:
     checks_host = False
     can_half_close = True
     takes_h2_unasked = True
+    advertises_http3 = False
+    """Whether visitors are told that HTTP/3 is served on the port they came to (RFC 7838)."""
 
     def __init__(self, context: FrontContext, sockets: list[socket.socket]) -> None:
         self.context = context
@@ -66,20 +67,18 @@ class Front:
         self.queued_bytes = 0
         self.connections: set[AnyConnection] = set()
         self._loop = asyncio.get_running_loop()
-        self._by_address: dict[bytes | str, int] = {}
+        self.addresses = AddressCounts(context.limits.max_connections_per_address)
         self._locals: dict[str, tuple[str, int]] = {}
         self._unflushed: list[H1Exchange | H2Connection] = []
         self._unpumped: deque[H1Connection] = deque()
-        self._evictable: list[AnyConnection] = []
-        self._searched_at = -1.0
+        self._evictor: Evictor[AnyConnection] = Evictor(lambda connection, now: connection.evictability(now))
         self._refused = 0
         self._servers: list[asyncio.Server] = []
         self._sockets = sockets
         self._emptied: asyncio.Future[None] | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        address = sockets[0].getsockname()
-        self.host: str = address[0]
-        self.port: int = address[1]
+        self.addresses_bound: list[tuple[str, int]] = [sock.getsockname()[:2] for sock in sockets]
+        self.host, self.port = self.addresses_bound[0]
 
     async def start(self) -> None:
         """Begins to accept."""
@@ -136,7 +135,7 @@ class Front:
         self.connections.add(connection)
         self.counters.connections_open += 1
         self.counters.connections_total += 1
-        self.count_address(connection.peer.address)
+        self.addresses.add(connection.peer.address)
 
     def disconnected(self, connection: AnyConnection) -> None:
         """The connection is gone."""
@@ -144,52 +143,23 @@ class Front:
             return
         self.connections.discard(connection)
         self.counters.connections_open -= 1
-        self.uncount_address(connection.peer.address)
+        self.addresses.remove(connection.peer.address)
         self._notice_empty()
-
-    def count_address(self, address: str) -> None:
-        """One more connection or handshake from this address."""
-        key = address_key(address) if self.limits.max_connections_per_address else None
-        if key is not None:
-            self._by_address[key] = self._by_address.get(key, 0) + 1
-
-    def uncount_address(self, address: str) -> None:
-        """One fewer."""
-        key = address_key(address) if self._by_address else None
-        if key is not None:
-            left = self._by_address.get(key, 0) - 1
-            if left > 0:
-                self._by_address[key] = left
-            else:
-                self._by_address.pop(key, None)
 
     def admits(self, address: str, others: int) -> bool:
         """Whether a connection from this address, already counted, may stay beside `others`; makes room when full."""
-        bound = self.limits.max_connections_per_address
-        if bound and self._by_address:
-            key = address_key(address)
-            if key is not None and self._by_address.get(key, 0) > bound:
-                return False
+        if self.addresses.is_over(address):
+            return False
         return others < self.limits.max_connections or self._make_room()
 
     def _make_room(self) -> bool:
         """Puts out the connection that has been idle for longest; False when none is."""
-        while True:
-            while self._evictable:
-                connection = self._evictable.pop()
-                if connection in self.connections and connection.evictability(self.now) > 0.0:
-                    self.counters.connections_evicted += 1
-                    connection.give_up("the edge needed the connection's place")
-                    return True
-            if self._searched_at == self.now:
-                return False  # nothing was left at this time; a flood of newcomers must not cost a search each
-            candidates = [
-                (silent_s, id(c), c) for c in self.connections if (silent_s := c.evictability(self.now)) > 0.0
-            ]
-            self._evictable = [connection for _, _, connection in heapq.nlargest(_EVICTED_TOGETHER, candidates)]
-            self._evictable.reverse()
-            if len(self._evictable) < _EVICTED_TOGETHER:
-                self._searched_at = self.now
+        connection = self._evictor.choose(self.connections, self.now)
+        if connection is None:
+            return False
+        self.counters.connections_evicted += 1
+        connection.give_up("the edge needed the connection's place")
+        return True
 
     def local_of(self, transport: asyncio.Transport) -> tuple[str, int]:
         """The local address of a connection; one shared tuple per address."""
@@ -302,27 +272,6 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
     """The visitor's address as text and port; IPv4 in IPv6 is shown as IPv4."""
     name = transport.get_extra_info("peername")
     return (normalise_address(name[0]), name[1]) if name else ("", 0)
-
-
-def normalise_address(address: str) -> str:
-    """`::ffff:192.0.2.1` is `192.0.2.1`, and a zone is no part of who somebody is."""
-    if ":" in address:
-        if address.startswith("::ffff:") and "." in address:
-            return address[7:]
-        return address.partition("%")[0]
-    return address
-
-
-def address_key(address: str) -> bytes | str | None:
-    """What connections are counted by: the IPv4 address or the IPv6 /64; None for loopback."""
-    if ":" not in address:
-        return None if address.startswith("127.") or not address else address
-    if address == "::1":
-        return None
-    try:
-        return socket.inet_pton(socket.AF_INET6, address)[:8]
-    except OSError:
-        return address
 
 
 async def serve_http(context: FrontContext, host: str, port: int, *, reuse_port: bool = False) -> Front:

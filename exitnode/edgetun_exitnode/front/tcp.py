@@ -16,7 +16,8 @@ from edgetun_core.http.message import Fields, Peer, ResponseHead
 from edgetun_core.http.stream import TCP, build_stream_head
 from edgetun_core.proxy_protocol import Endpoints, ProxyHeaderError, read_proxy_header
 from edgetun_core.transport.sockets import no_delay, reset
-from edgetun_exitnode.front.servers import address_key, normalise_address, peer_of
+from edgetun_exitnode.front.addresses import address_key, normalise_address
+from edgetun_exitnode.front.servers import peer_of
 from edgetun_exitnode.pipeline.streams import StreamPlan
 
 if TYPE_CHECKING:

@@ -14,13 +14,14 @@ import socket
 import ssl
 
 from edgetun_core.http.message import Peer
+from edgetun_exitnode.front.addresses import normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore, handshaking, sni_of
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.passthrough import Passthrough
 from edgetun_exitnode.front.ports import StreamFronts
-from edgetun_exitnode.front.servers import BACKLOG, Front, normalise_address, peer_of
+from edgetun_exitnode.front.servers import BACKLOG, Front, peer_of
 
 _log = logging.getLogger(__name__)
 
@@ -88,9 +89,9 @@ class TlsFront(Front):
             self._admit(sock, normalise_address(address[0]))
 
     def _admit(self, sock: socket.socket, address: str) -> None:
-        self.count_address(address)
+        self.addresses.add(address)
         if not self.admits(address, len(self.connections) + len(self._handshakes) + self._unsorted):
-            self.uncount_address(address)
+            self.addresses.remove(address)
             self.counters.connections_refused += 1
             sock.close()
         elif self._passthrough is not None and self._passthrough.is_needed:
@@ -100,7 +101,7 @@ class TlsFront(Front):
 
     def _left_unopened(self, address: str) -> None:
         """A connection is no longer this front's: it goes to a tunnel as it is, or is gone."""
-        self.uncount_address(address)
+        self.addresses.remove(address)
         self._notice_empty()
 
     def _begin_handshake(self, sock: socket.socket, address: str) -> None:
@@ -111,7 +112,7 @@ class TlsFront(Front):
     def _handshake_over(self, task: asyncio.Task[None]) -> None:
         address = self._handshakes.pop(task, None)
         if address is not None:
-            self.uncount_address(address)
+            self.addresses.remove(address)
         self._notice_empty()
 
     async def _shake_hands(self, sock: socket.socket) -> None:
@@ -149,15 +150,7 @@ class TlsFront(Front):
             self.register(connection)
 
     def approves(self, peer: Peer, authority: bytes) -> bool:
-        """RFC 9110 §7.4: a host other than the one the connection was made for only if one certificate vouches for both."""
-        sni = peer.sni
-        if not sni:
-            return True
-        host = authority.decode("ascii", "replace")
-        if not host.endswith("]"):
-            host = host.rpartition(":")[0] or host
-        host = host.rstrip(".")
-        return host == sni or self._certificates.covers_both(sni, host)
+        return self._certificates.approves(peer.sni, authority)
 
     @property
     def _unsorted(self) -> int:
@@ -173,7 +166,7 @@ class TlsFront(Front):
         # A handshake under way is the cheapest thing to lose, and the first thing that a flood leaves behind.
         if len(self._handshakes) * 2 > self.limits.max_connections:
             oldest = next(iter(self._handshakes))
-            self.uncount_address(self._handshakes.pop(oldest))
+            self.addresses.remove(self._handshakes.pop(oldest))
             oldest.cancel()
             self.counters.connections_evicted += 1
             return True

@@ -78,6 +78,13 @@ def _front(node: ExitNode) -> Iterator[Metric]:
     )
     yield _counter("edgetun_tls_handshakes", "TLS handshakes done.", counters.tls_handshakes)
     yield _counter("edgetun_tls_handshake_failures", "TLS handshakes failed.", counters.tls_handshake_failures)
+    yield _counter("edgetun_http3_connections", "HTTP/3 connections taken.", counters.http3_connections)
+    yield _counter("edgetun_http3_requests", "Requests answered over HTTP/3.", counters.http3_requests)
+    yield _counter("edgetun_quic_migrations", "Visitors' connections that changed address.", counters.quic_migrations)
+    yield _counter("edgetun_early_data_requests", "Requests that came in early data.", counters.early_data_requests)
+    yield _counter("edgetun_early_data_refused", "Of these, answered with 425.", counters.early_data_refused)
+    retries = sum(front.retries_sent for front in node.http3_fronts)
+    yield _counter("edgetun_quic_retries", "Visitors asked to prove their address first.", retries)
     yield _counter("edgetun_requests_without_tunnel", "For no known host.", node.router.requests_without_tunnel)
 
 

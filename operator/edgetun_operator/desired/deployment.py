@@ -186,6 +186,7 @@ def _arguments(inputs: RegionInputs) -> list[str]:
         f"--drain={pool.spec.drain:g}s",
         f"--log-level={fleet.log_level}",
         "--json",
+        *(() if fleet.http3 else ("--no-http3",)),
         # With a port of the node, agents can dial this very pod: a UDP Service may change the pod under a session.
         *([f"--tunnel-address=$(HOST_IP):{service.ports.tunnel}"] if service.type == "HostPort" else ()),
         *(

@@ -234,7 +234,7 @@ async def test_when_full_of_work_the_newcomer_gets_503(start_front: StartFront, 
 async def test_connections_per_address_are_bounded(
     start_front: StartFront, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetun_exitnode.front.servers.address_key", lambda address: address)
+    monkeypatch.setattr("edgetun_exitnode.front.addresses.address_key", lambda address: address)
     front = await start_front(max_connections_per_address=2)
     first = await connect(front.port)
     assert (await first.ask()).status == 200

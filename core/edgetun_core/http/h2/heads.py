@@ -15,13 +15,14 @@ class PreparedHead:
     there is none. `priority` is what the response says of itself (RFC 9218 §5), or None.
     """
 
-    __slots__ = ("block", "content_length", "has_date", "priority", "without_body")
+    __slots__ = ("block", "content_length", "has_alt_svc", "has_date", "priority", "without_body")
 
     def __init__(self, head: ResponseHead) -> None:
         fields = build_response_fields(head)
         self.block = render_block(fields)
         self.content_length = announced_length(head)
         self.has_date = any(name == b"date" for name, _ in fields)
+        self.has_alt_svc = any(name == b"alt-svc" for name, _ in fields)
         self.without_body = head.status < 200 or head.status in (204, 304)
         said = head.get_all(b"priority")
         self.priority: Priority | None = parse_priority(b",".join(said)) if said else None

@@ -8,10 +8,10 @@ import socket
 import pytest
 
 from edgetun_core.http.h1 import H1Limits, parse_request
+from edgetun_exitnode.front.addresses import address_key, normalise_address
 from edgetun_exitnode.front.certificates import NameSet
 from edgetun_exitnode.front.context import RequestMemo
 from edgetun_exitnode.front.listening import bind_sockets
-from edgetun_exitnode.front.servers import address_key, normalise_address
 
 
 @pytest.mark.parametrize(
