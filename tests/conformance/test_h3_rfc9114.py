@@ -130,7 +130,7 @@ ROWS: list[tuple[str, str, Act, Outcome]] = [
     ("4.1", "unknown frames before, between and after", request(b"\x21\x03abc", GET, b"\x40\x40\x00", b"\x00\x01x", b"\x21\x00"), Answers(200)),
     ("4.1", "an empty stream", request(b""), Resets(h3.H3_REQUEST_INCOMPLETE)),
     ("4.1", "a stream with unknown frames only", request(b"\x21\x01x"), Resets(h3.H3_REQUEST_INCOMPLETE)),
-    ("4.1", "trailers end a request", request(SLOW[:3] + [(b":path", b"/echo")], b"\x00\x02hi", [(b"x-sum", b"2")]), Answers(200)),
+    ("4.1", "trailers end a request", request([*SLOW[:3], (b":path", b"/echo")], b"\x00\x02hi", [(b"x-sum", b"2")]), Answers(200)),
     ("4.1", "PUSH_PROMISE from a client", request(GET, encode_frame(h3.PUSH_PROMISE, b"\x00"), end=False), Closes(h3.H3_FRAME_UNEXPECTED)),
     # 4.1.2 malformed requests
     ("4.1.2", "a body shorter than its content-length", request([*SLOW, (b"content-length", b"5")], b"\x00\x02ab"), MALFORMED),

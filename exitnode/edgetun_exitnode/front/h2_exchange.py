@@ -211,11 +211,7 @@ class H2Exchange(Stream):
         self.status = head.status
         if prepared.priority is not None:
             self.set_priority(prepared.priority)  # the server's word goes before the visitor's (RFC 9218 §8)
-        block = prepared.block
-        if not prepared.has_date:
-            block += self.connection.front.date_block
-        if self.connection.front.advertises_http3 and not prepared.has_alt_svc:
-            block += alt_svc_block(self.connection.approved or b"")
+        block = self._complete(prepared)
         if end:
             self.put_head(block, True)
             self._finish()
@@ -228,6 +224,16 @@ class H2Exchange(Stream):
             connection.wake()
             if self.protocol is not None and self.mode < RAW:
                 self._settle_upgrade()
+
+    def _complete(self, prepared: PreparedHead) -> bytes:
+        """A head's block with what the front adds: the date, and where HTTP/3 is."""
+        block = prepared.block
+        front = self.connection.front
+        if not prepared.has_date:
+            block += front.date_block
+        if front.advertises_http3 and not prepared.has_alt_svc:
+            block += alt_svc_block(self.connection.approved)
+        return block
 
     def on_data(self, data: bytes, end: bool) -> None:
         if self.over or not self.started:
@@ -402,7 +408,7 @@ class H2Exchange(Stream):
         self.over = True
         self.pending = None
         prepared = prepare_response(head)
-        block = prepared.block + self.connection.front.date_block
+        block = self._complete(prepared)
         if self.is_head:
             self.put_head(block, True)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator
 
@@ -14,6 +16,7 @@ from edgetun_exitnode.front.alternatives import alt_svc_value
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.node import ExitNode
 from support.h3_client import h3_visitor
+from support.requirements import missing
 
 from .conftest import Connect
 from .h3_fixtures import h3_ca
@@ -52,6 +55,21 @@ async def test_visitors_on_tcp_are_told_of_http3_on_their_port_and_find_it(
         assert (answer.status, told.status) == (503, 503)  # no agent is connected, on either
         assert "alt-svc" not in answer.fields
         assert node.context.counters.http3_requests == 1
+
+
+async def test_visitors_over_http2_are_told_too(node: ExitNode, h3_ca: DevelopmentCA) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        missing("curl (apt-get install curl)")
+    front = await node.listen_https("127.0.0.1", 0, store_of(h3_ca), http3=True)
+    place = f"shop.example:{front.port}"
+    process = await asyncio.create_subprocess_exec(
+        *(curl, "-sk", "--http2", "-D", "-", "-o", "/dev/null", "--resolve", f"{place}:127.0.0.1", f"https://{place}/"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert said.startswith(b"HTTP/2 503")
+    assert f'alt-svc: h3=":{front.port}"; ma=86400'.encode() in said
 
 
 async def test_without_http3_nothing_is_told_and_nothing_listens(
