@@ -18,7 +18,14 @@ from edgetun_agent.connect import Agent
 from edgetun_agent.enroll import AdHocTunnel, ControlRefused, CredentialKeeper, Enrollment, EnrollRequest
 from edgetun_agent.identity import default_state_dir, read_agent_id
 from edgetun_agent.observe import RecentRequests
-from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin, read_stream_origin
+from edgetun_agent.origin.address import (
+    check_ca_file,
+    fit_protocol,
+    read_host_header,
+    read_origin,
+    read_stream_origin,
+    read_typed_origin,
+)
 from edgetun_agent.placing import Placing, renew_while_cut_off
 from edgetun_agent.proxy import Proxy
 from edgetun_agent.serve import Origins
@@ -169,9 +176,11 @@ def build_tunnels(tunnels: Iterable[TunnelRule], settings: AgentSettings) -> lis
 def _own_origin(tunnel: TunnelRule, origin: OriginRule, settings: AgentSettings) -> OriginRule:
     if tunnel.stream is not None:
         return msgspec.structs.replace(origin, url=read_stream_origin(settings.origin, tunnel.stream.kind))
+    typed = read_typed_origin(settings.origin)
     return msgspec.structs.replace(
         origin,
-        url=read_origin(settings.origin),
+        url=typed.url,
+        protocol=typed.protocol or fit_protocol(origin.protocol, typed.url),
         host_header=settings.host_header,
         tls_verify=not settings.origin_insecure,
         tls_ca_file=settings.origin_ca,

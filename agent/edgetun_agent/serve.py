@@ -11,9 +11,9 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from edgetun_agent.observe import AgentListener, RecentRequests, SilentListener
-from edgetun_agent.origin.client import OriginClient
 from edgetun_agent.origin.health import HealthState, OriginProbe
 from edgetun_agent.origin.kinds import LocalServer, build_local_server
+from edgetun_agent.origin.record import OriginRecord
 from edgetun_core.errors import NotFound
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
@@ -83,7 +83,7 @@ class Origins:
                 if client is None:
                     client = build_local_server(tunnel, rule, service, self._recent, self._health_changed)
                     # A database or an SSH server takes a connection without a word for an attack, so these are not probed.
-                    if self._probe and isinstance(client, OriginClient):
+                    if self._probe and isinstance(client, OriginRecord):
                         probe = self._probes[client] = OriginProbe(client)
                         probe.start()
                 clients[key] = client

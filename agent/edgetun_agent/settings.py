@@ -20,7 +20,8 @@ class AgentSettings:
     cluster_token: str = setting(REQUIRED, "Token from `edgetun token create`.", secret=True)
     origin: str = setting(
         "",
-        "The local server: a port (3000), HOST:PORT, a URL, unix:///path.sock, tcp://HOST:PORT or udp://HOST:PORT. With --tunnel it replaces that tunnel's own.",
+        "The local server: a port (3000), HOST:PORT, a URL, unix:///path.sock, h2c://HOST:PORT (HTTP/2, gRPC), tcp://HOST:PORT or "
+        "udp://HOST:PORT. With --tunnel it replaces that tunnel's own.",
     )
     host: str = setting("", "Public name to ask for: one label, or a full hostname. Default: a generated one.")
     port: int = setting(

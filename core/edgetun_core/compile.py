@@ -243,6 +243,7 @@ def _origin_rule(name: str, origin: Origin | NamedOrigin) -> OriginRule:
         health_path=health.path if health is not None else "",
         health_interval_s=health.interval if health is not None else 10.0,
         proxy_protocol="" if origin.proxy_protocol == "none" else origin.proxy_protocol,
+        protocol=origin.protocol,
     )
 
 

@@ -40,6 +40,8 @@ class OriginRule(Struct, frozen=True, omit_defaults=True):
     health_interval_s: float = 10.0
     proxy_protocol: str = ""
     """`"v1"` or `"v2"`: the PROXY protocol header that a TCP service gets first, a UDP service before every datagram."""
+    protocol: str = "http1"
+    """`"http1"`; `"h2c"`, HTTP/2 with prior knowledge over TCP or a unix socket; `"h2"`, HTTP/2 over TLS; `"auto"`, what ALPN chooses."""
 
 
 class CacheRule(Struct, frozen=True, omit_defaults=True):

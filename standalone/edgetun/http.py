@@ -8,7 +8,7 @@ from edgetun.foreground import foreground
 from edgetun.local_edge import LocalEdge
 from edgetun.quick import quick_snapshot, read_hostname
 from edgetun.settings import HttpSettings, default_state_dir
-from edgetun_agent.origin.address import check_ca_file, read_host_header, read_origin
+from edgetun_agent.origin.address import check_ca_file, read_host_header, read_typed_origin
 from edgetun_core.exits import ExitCode
 from edgetun_core.process import run_loop
 from edgetun_core.snapshot import OriginRule
@@ -21,9 +21,11 @@ def run(settings: HttpSettings) -> int:
 
 async def _run(settings: HttpSettings) -> int:
     check_ca_file(settings.origin_ca, "--origin-ca")
+    typed = read_typed_origin(settings.origin)
     origin = OriginRule(
         "default",
-        read_origin(settings.origin),
+        typed.url,
+        protocol=typed.protocol or "http1",
         host_header=read_host_header(settings.host_header),
         tls_verify=not settings.origin_insecure,
         tls_ca_file=settings.origin_ca,

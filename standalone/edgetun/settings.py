@@ -23,7 +23,9 @@ class HttpSettings:
     section: ClassVar[str] = "http"
 
     origin: str = setting(
-        REQUIRED, "The local server: a port (3000), HOST:PORT, a URL, or unix:///path.sock.", positional=True
+        REQUIRED,
+        "The local server: a port (3000), HOST:PORT, a URL, unix:///path.sock, or h2c://HOST:PORT (HTTP/2, gRPC).",
+        positional=True,
     )
     host: str = setting(
         "", "Public name: one label (shop is shop.localhost) or a full hostname. Default: the folder's name."

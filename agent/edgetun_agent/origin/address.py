@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from edgetun_core.errors import ConfigError
 from edgetun_core.snapshot import OriginRule
 
+_TYPED = {"h2c": "http", "h2": "https"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -91,13 +93,40 @@ def choose_authority(rule: OriginRule, address: OriginAddress) -> bytes | None:
     return rule.host_header.encode("ascii", "strict")
 
 
-def read_origin(text: str) -> str:
-    """The url of what a person types for an origin: a port, HOST:PORT, or a URL. Raises `ConfigError`."""
+class TypedOrigin(NamedTuple):
+    """What a person typed for an origin; `protocol` is empty when nothing was said of it."""
+
+    url: str
+    protocol: str
+
+
+def read_typed_origin(text: str) -> TypedOrigin:
+    """A port, HOST:PORT, or a URL; `h2c://` and `h2://` say that the server speaks HTTP/2. Raises `ConfigError`."""
     if text.isascii() and text.isdigit():
         text = f"localhost:{text}"
-    url = text if "://" in text else f"http://{text}"
+    scheme, separator, rest = text.partition("://")
+    protocol = ""
+    if not separator:
+        url = f"http://{text}"
+    elif scheme in _TYPED:
+        protocol, url = scheme, f"{_TYPED[scheme]}://{rest}"
+    else:
+        url = text
     parse_origin_url(url)
-    return url
+    return TypedOrigin(url, protocol)
+
+
+def read_origin(text: str) -> str:
+    """The url of what a person types for an origin. Raises `ConfigError`."""
+    return read_typed_origin(text).url
+
+
+def fit_protocol(protocol: str, url: str) -> str:
+    """The protocol of a rule whose url was replaced: HTTP/2 stays HTTP/2, with TLS or without as the new url has it."""
+    is_tls = url.startswith("https:")
+    if protocol in ("h2", "h2c"):
+        return "h2" if is_tls else "h2c"
+    return "http1" if protocol == "auto" and not is_tls else protocol
 
 
 def read_stream_origin(text: str, kind: str) -> str:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
-from edgetun_agent.observe import OriginCounters, RecentRequests, RequestLine
+from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import choose_authority
 from edgetun_agent.origin.connect import OriginDialler
 from edgetun_agent.origin.connection import KEEP_IDLE_S, HeadMemo, OriginConnection
 from edgetun_agent.origin.exchange import OriginExchange, ProbeExchange, Upload
-from edgetun_agent.origin.health import HealthState, OriginHealth
+from edgetun_agent.origin.health import HealthState
 from edgetun_agent.origin.pool import Pool
+from edgetun_agent.origin.record import OriginRecord
 from edgetun_core.errors import (
     Cancelled,
     Draining,
@@ -42,7 +43,7 @@ SLOWEST_SWEEP_S = 1.0
 MEMO_HEADS = 512
 
 
-class OriginClient:
+class OriginClient(OriginRecord):
     """One origin. Make it on the event loop; `close` it when its rule is gone."""
 
     def __init__(
@@ -51,17 +52,12 @@ class OriginClient:
         *,
         service: str = "",
         recent: RecentRequests | None = None,
-        on_health: Callable[[OriginClient], None] | None = None,
+        on_health: Callable[[OriginRecord], None] | None = None,
+        record: OriginRecord | None = None,
     ) -> None:
-        self.rule = rule
-        self.service = service
-        self.url = rule.url
-        self.recent = recent
-        self.counters = OriginCounters()
-        self.health = OriginHealth()
+        super().__init__(rule, service=service, recent=recent, on_health=on_health, record=record)
         self.heads: HeadMemo = Memo(MEMO_HEADS)
         self.heads_of_head: HeadMemo = Memo(MEMO_HEADS)
-        self._on_health = on_health
         self._dialler = OriginDialler(rule)
         self._authority = choose_authority(rule, self._dialler.address)
         self._prefix = self._dialler.address.prefix
@@ -226,30 +222,7 @@ class OriginClient:
         if isinstance(exchange, Upload):
             counters.bytes_sent += exchange.bytes_sent
         if self.recent is not None:
-            now = monotonic()
-            self.recent.add(
-                RequestLine(
-                    now,
-                    self.service,
-                    exchange.head,
-                    exchange.status,
-                    now - exchange.started,
-                    exchange.bytes_received,
-                    error,
-                )
-            )
-
-    # ---- health
-
-    def saw_answer(self) -> None:
-        """The origin is there."""
-        if self.health.answered(monotonic()) and self._on_health is not None:
-            self._on_health(self)
-
-    def saw_unreachable(self, error: EdgetunError) -> None:
-        """The origin is not there, or not well."""
-        if self.health.unreachable(str(error), monotonic()) and self._on_health is not None:
-            self._on_health(self)
+            self.show(exchange.head, exchange.status, exchange.started, exchange.bytes_received, error)
 
     async def reach(self) -> None:
         """Opens a connection and closes it; raises `UpstreamUnreachable` or `UpstreamTimeout`."""

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from edgetun_agent.origin.address import OriginAddress, parse_origin_url
@@ -29,8 +29,9 @@ Connected = tuple[asyncio.Transport, P]
 class OriginDialler:
     """Opens connections to one origin."""
 
-    def __init__(self, rule: OriginRule) -> None:
+    def __init__(self, rule: OriginRule, alpn: Sequence[str] = ("http/1.1",)) -> None:
         self.rule = rule
+        self._alpn = list(alpn)
         self.address: OriginAddress = parse_origin_url(rule.url)
         self._tls: ssl.SSLContext | None = None
         self._hosts: tuple[str, ...] = ()
@@ -102,7 +103,7 @@ class OriginDialler:
             if not rule.tls_verify:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            context.set_alpn_protocols(["http/1.1"])
+            context.set_alpn_protocols(self._alpn)
             self._tls = context
         return self._tls
 

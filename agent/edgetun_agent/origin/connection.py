@@ -292,6 +292,8 @@ class OriginConnection(asyncio.Protocol):
         elif data[:7] != b"HTTP/1."[: len(data)]:
             if data[:2] == b"\x15\x03":
                 self._broken("speaks TLS", "write https:// in the origin's URL")
+            elif data[3:9] == b"\x04\0\0\0\0\0":  # SETTINGS on stream 0 (RFC 9113 §3.4)
+                self._broken("speaks HTTP/2 alone", "set the origin's protocol to h2c (edgetun http h2c://HOST:PORT)")
             else:
                 self._broken(f"answered with something that is not HTTP/1.1: it begins with {data[:24]!r}")
         elif has_bare_line_end(data):

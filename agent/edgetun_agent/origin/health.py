@@ -16,7 +16,7 @@ from edgetun_core.errors import EdgetunError, UpstreamBroken, UpstreamError, Ups
 from edgetun_core.http.message import Fields, ResponseHead
 
 if TYPE_CHECKING:
-    from edgetun_agent.origin.client import OriginClient
+    from edgetun_agent.origin.record import OriginRecord
 
 
 class HealthState(Enum):
@@ -72,7 +72,7 @@ class OriginProbe:
     A connect is spared while requests show that the origin answers.
     """
 
-    def __init__(self, client: OriginClient, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, client: OriginRecord, chance: Callable[[], float] = random.random) -> None:
         self._client = client
         self._chance = chance
         self._task: asyncio.Task[None] | None = None

@@ -1,4 +1,4 @@
-"""The kinds of local servers, chosen by the scheme of an origin's url; what `Origins`, metrics and the display ask of each."""
+"""The kinds of local servers, chosen by the tunnel's kind and the origin's protocol; what `Origins`, metrics and the display ask of each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 from edgetun_agent.observe import OriginCounters, RecentRequests
 from edgetun_agent.origin.client import OriginClient
+from edgetun_agent.origin.h2_client import H2OriginClient
 from edgetun_agent.origin.health import OriginHealth
 from edgetun_agent.origin.tcp import TcpOrigin
 from edgetun_core.http.exchange import RequestSink, ResponseSink
@@ -42,4 +43,5 @@ def build_local_server(
     """The client of an origin. Made on the event loop."""
     if tunnel.stream is not None:
         return TcpOrigin(rule, service=service, recent=recent, on_health=on_health)
-    return OriginClient(rule, service=service, recent=recent, on_health=on_health)
+    kind = OriginClient if rule.protocol == "http1" else H2OriginClient
+    return kind(rule, service=service, recent=recent, on_health=on_health)

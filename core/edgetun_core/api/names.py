@@ -201,7 +201,13 @@ def check_origin_url(value: str) -> str:
     """Where a local server listens: `http://host[:port][/path]`, `https://...`, `unix:///path.sock`, `tcp://host:port`, `udp://...`."""
     remedy = "write http://localhost:3000, https://localhost:3443 or unix:///run/app.sock"
     scheme, separator, rest = value.partition("://")
-    if separator and scheme in ("h2c", "tls", "grpc"):
+    if separator and scheme in ("h2c", "h2", "grpc", "grpcs"):
+        plain = scheme in ("h2c", "grpc")
+        written = f"{'http' if plain else 'https'}://{rest}"
+        raise ValueError(
+            f"{quoted(value)} is not an origin; write {written} and, beside it, protocol: {'h2c' if plain else 'h2'}"
+        )
+    if separator and scheme == "tls":
         raise ValueError(f"{quoted(value)}: {scheme}:// origins are not available in this version; {remedy}")
     if not separator or scheme not in ("http", "https", "unix", "tcp", "udp"):
         raise ValueError(f"{quoted(value)} is not an origin; {remedy}")

@@ -116,12 +116,24 @@ class OriginHealth(ApiModel):
     interval: Duration = Field(default=10.0, ge=1, le=3600, description="Time between two questions.")
 
 
-class Origin(ApiModel):
+def _protocol_fits_the_url(origin: Origin) -> Iterator[Broken]:
+    is_tls = origin.url.startswith("https:")
+    if origin.protocol == "h2c" and is_tls:
+        yield Broken(("protocol",), "h2c is HTTP/2 without TLS, and the url is https://; write h2, or an http:// url")
+    elif origin.protocol == "h2c" and not origin.url.startswith(("http:", "unix:")):
+        yield Broken(("protocol",), "h2c is for http:// and unix:// urls; remove it, or write such a url")
+    elif origin.protocol in ("h2", "auto") and not is_tls:
+        yield Broken(
+            ("protocol",),
+            f"{origin.protocol} is agreed on in the TLS handshake, and the url is not https://; write h2c, http1, or an https:// url",
+        )
+
+
+class Origin(RuledModel):
     """The local server that the agent sends requests to."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {
-            "protocol",
             "weight",
             "retries",
             "circuitBreaker",
@@ -139,6 +151,14 @@ class Origin(ApiModel):
             "as seen from the agent. With `spec.tcp`: `tcp://host:port` or `unix:///path.sock`; with `spec.udp`: `udp://host:port`."
         ),
         examples=["http://localhost:3000"],
+    )
+    protocol: Literal["http1", "h2c", "h2", "auto"] = Field(
+        default="http1",
+        description=(
+            "What the server speaks: `http1`; `h2c`, HTTP/2 without TLS (gRPC servers), for `http://` and `unix://`; `h2`, HTTP/2 over "
+            "TLS; `auto`, what the TLS handshake chooses of the two. `h2` and `auto` need `https://`."
+        ),
+        examples=["h2c"],
     )
     host_header: HostHeader = Field(
         default="preserve",
@@ -158,6 +178,15 @@ class Origin(ApiModel):
         description=(
             "How the local service of a TCP or UDP tunnel learns who the visitor is: a PROXY protocol header of this version "
             "before the first byte (TCP), or of `v2` before every datagram (UDP)."
+        ),
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.protocol == 'http1' || (self.protocol == 'h2c' ? self.url.startsWith('http://') || self.url.startsWith('unix://')"
+            " : self.url.startsWith('https://'))",
+            "protocol h2c needs an http:// or unix:// url; h2 and auto need https://",
+            _protocol_fits_the_url,
         ),
     )
 

@@ -490,6 +490,7 @@ async def test_a_switch_that_nobody_asked_for_is_an_error() -> None:
         (b"SSH-2.0-OpenSSH_9.0\r\n", "not HTTP/1.1: it begins with b'SSH-2.0"),
         (b"\x15\x03\x03\x00\x02\x02\x46", "speaks TLS; write https://"),
         (b"HTTP/2 200\r\n\r\n", "not"),
+        (b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64", "speaks HTTP/2 alone; set the origin's protocol to h2c"),
         (b"HTTP/1.1 200 OK\ncontent-length: 0\n\n", "LF without CR"),
         (b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n", "no colon"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx", "several different content lengths"),
@@ -497,7 +498,7 @@ async def test_a_switch_that_nobody_asked_for_is_an_error() -> None:
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70000, "more than 64 KiB"),
         (b"HTTP/1.1 103 E\r\n\r\n" * 40, "interim"),
     ],
-    ids=["banner", "tls", "http2", "bare-lf", "no-colon", "lengths", "chunks", "huge", "interim"],
+    ids=["banner", "tls", "http2", "h2c", "bare-lf", "no-colon", "lengths", "chunks", "huge", "interim"],
 )
 async def test_an_invalid_response_is_a_502_that_says_what_was_wrong(answer: bytes, says: str) -> None:
     async def script(connection: ScriptedConnection) -> None:
