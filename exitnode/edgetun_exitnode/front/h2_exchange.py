@@ -18,7 +18,8 @@ from edgetun_core.http.message import Fields, RequestHead, ResponseHead
 from edgetun_core.http.multiplexed import ReceivedRequest, RequestRefused
 from edgetun_core.http.websocket import KEY_BYTES, accept_handshake, open_handshake
 from edgetun_exitnode.front.alternatives import alt_svc_block
-from edgetun_exitnode.front.pages import build_problem
+from edgetun_exitnode.front.grpc_status import build_status, is_grpc
+from edgetun_exitnode.front.pages import build_problem, status_of
 
 if TYPE_CHECKING:
     from edgetun_exitnode.front.h2 import H2Connection
@@ -285,10 +286,15 @@ class H2Exchange(Stream):
         if self.over:
             return
         if self.started and self.pending is None:
-            # The head is out: only a reset tells the visitor that the rest is missing (RFC 9113 §8.1).
+            # The head is out: only a reset tells the visitor that the rest is missing (RFC 9113 §8.1), or a gRPC status.
             self.over = True
             self.connection.front.counters.responses_aborted += 1
-            self.break_off(Code.INTERNAL_ERROR)
+            if self.mode == FREE and is_grpc(self.request_head):
+                self.put_trailers(render_trailers(build_status(error, status_of(error))))
+                self.request_done = True
+                self.request = CLOSED
+            else:
+                self.break_off(Code.INTERNAL_ERROR)
         else:
             self._answer_error(error)
         self.connection.wake()
@@ -307,8 +313,8 @@ class H2Exchange(Stream):
 
     @property
     def waits_for_body(self) -> bool:
-        """Whether it is the visitor's turn to send."""
-        return not self.request_done and not self.is_paused and self.mode < RAW
+        """Whether it is the visitor's turn to send. A gRPC call may be silent for as long as its deadline says."""
+        return not self.request_done and not self.is_paused and self.mode < RAW and not is_grpc(self.request_head)
 
     def flush(self) -> None:
         """Sends a head whose body did not come within the tick, so that an event stream's visitor sees it at once."""
@@ -409,7 +415,7 @@ class H2Exchange(Stream):
         self.pending = None
         prepared = prepare_response(head)
         block = self._complete(prepared)
-        if self.is_head:
+        if self.is_head or not body:
             self.put_head(block, True)
         else:
             self.put_whole(block, body)

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from edgetun_core.errors import EdgetunError
 from edgetun_core.http.message import RequestHead, ResponseHead
 from edgetun_core.memo import Memo
+from edgetun_exitnode.front.grpc_status import build_trailers_only, is_grpc
 
 Media = Literal["html", "json", "text"]
 Side = Literal["visitor", "edge", "agent", "origin"]
@@ -80,12 +81,13 @@ def build_problem(
     """The response that tells a visitor of an error.
 
     `error.status` and `error.retry_after_s` are respected where an error has them. `head` chooses the media type and may be
-    None when none could be read; then `accept` stands in for its field. The body is for the front to leave out at HEAD.
+    None when none could be read; then `accept` stands in for its field. The body is for the front to leave out at HEAD; it is
+    empty for a gRPC call, which gets a status of its own (grpc_status.py).
     """
     presentation = error.presentation
-    status = getattr(error, "status", presentation.status)
-    if not isinstance(status, int) or not 400 <= status <= 599 or status == 499:
-        status = 502
+    status = status_of(error)
+    if is_grpc(head):
+        return build_trailers_only(error, status), b""
     retry = getattr(error, "retry_after_s", None)
     retry_after = "" if retry is None else str(max(1, -int(-float(retry) // 1)))
     if accept is None:
@@ -99,6 +101,12 @@ def build_problem(
         known = _build(status, presentation.label, presentation.reason, error.message, remedy, retry_after, media, host)
         _memo.put(key, known)
     return known
+
+
+def status_of(error: EdgetunError) -> int:
+    """The HTTP status that tells of an error."""
+    status = getattr(error, "status", error.presentation.status)
+    return status if isinstance(status, int) and 400 <= status <= 599 and status != 499 else 502
 
 
 def decide_media(accept: bytes) -> Media:

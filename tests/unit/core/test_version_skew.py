@@ -49,7 +49,7 @@ REQUIRED = {
 }
 """Fields without a default, by message; a message that is not here needs none."""
 
-SINCE_LATER = {"PeerChange": {"node"}}
+SINCE_LATER = {"PeerChange": {"node"}, "StreamRule": {"kind"}}
 """The same of messages that came later; an older end never sends or reads them."""
 
 
