@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -123,14 +123,13 @@ async def _run(settings: AgentSettings, started: float) -> int:
         stack.push_async_callback(_end, keeping)
         if await _unless_stopped(_connected(agent, settings.connect_timeout_s), signals) is None:
             return ExitCode.OK
-        for tunnel in enrollment.tunnels:
-            log.info(
-                "%s -> %s", enrollment.visitors.url_of(tunnel, tunnel.address_names[0]), _origin_of(tunnel, settings)
-            )
+        for url, target in _urls(enrollment, settings):
+            log.info("%s -> %s", url, target)
         log.info("ready in %.2f s; Ctrl-C to stop", seconds_since_start(started))
         settle()
         _start_admin(settings, agent, origins, stack)
-        await _until_stopped(signals, (*keeping, asyncio.create_task(tell_requests(recent), name="tell requests")))
+        showing = _show(settings, agent, origins, recent, lambda: _urls(keeper.current(), settings))
+        await _until_stopped(signals, (*keeping, asyncio.create_task(showing, name="show requests")))
         log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
         await agent.drain(settings.drain_s)
     return ExitCode.OK
@@ -185,6 +184,31 @@ def _own_origin(tunnel: TunnelRule, origin: OriginRule, settings: AgentSettings)
         tls_verify=not settings.origin_insecure,
         tls_ca_file=settings.origin_ca,
     )
+
+
+async def _show(
+    settings: AgentSettings,
+    agent: Agent,
+    origins: Origins,
+    recent: RecentRequests,
+    urls: Callable[[], Sequence[tuple[str, str]]],
+) -> None:
+    """On a terminal a live display, otherwise (or with --json or --quiet) log lines; until it is cancelled."""
+    if sys.stdout.isatty() and sys.stderr.isatty() and not settings.json and not settings.quiet:
+        from edgetun_agent.screen import run_screen
+
+        await run_screen(agent, origins, recent, urls)
+    else:
+        await tell_requests(recent)
+
+
+def _urls(enrollment: Enrollment, settings: AgentSettings) -> list[tuple[str, str]]:
+    """Where visitors find what."""
+    return [
+        (enrollment.visitors.url_of(tunnel, name), _origin_of(tunnel, settings))
+        for tunnel in enrollment.tunnels
+        for name in tunnel.address_names[:1]
+    ]
 
 
 def _origin_of(tunnel: TunnelRule, settings: AgentSettings) -> str:
@@ -283,7 +307,11 @@ def readiness(agent: Agent) -> tuple[bool, dict[str, Any]]:
     """Whether a session takes requests, and what stands in the way."""
     sessions = agent.sessions
     error = agent.last_error
-    details: dict[str, Any] = {"sessions": len(sessions), "serving": sum(not view.is_draining for view in sessions)}
+    details: dict[str, Any] = {
+        "sessions": len(sessions),
+        "serving": sum(not view.is_draining for view in sessions),
+        "transports": sorted({view.transport for view in sessions}),
+    }
     if error is not None:
         details["last_error"] = str(error)
     return agent.is_connected, details

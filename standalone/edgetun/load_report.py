@@ -13,27 +13,11 @@ from rich.text import Text
 from edgetun.histogram import Histogram
 from edgetun.load_plan import ClosedLoop, Crowd, LoadPlan
 from edgetun.load_result import LoadResult
+from edgetun_core.terminal.figures import format_size, format_us, percent
 
 _BAR_WIDTH: Final = 32
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 _PERCENTILES: Final = (50, 90, 99, 99.9)
-
-
-def format_us(value_us: float) -> str:
-    """A time for a person, three digits and a unit: `178 us`, `1.48 ms`, `13.2 ms`, `2.05 s`."""
-    if value_us < 999.5:
-        return f"{value_us:.0f} us"
-    unit, value = ("ms", value_us / 1e3) if value_us < 999_500 else ("s", value_us / 1e6)
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
-
-
-def format_bytes(size: float) -> str:
-    """A size for a person: `512 B`, `1.2 KiB`, `3.4 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def describe(plan: LoadPlan) -> str:
@@ -93,7 +77,7 @@ def render_report(plan: LoadPlan, result: LoadResult, *, width: int = 80, ascii_
     facts.add_row("statuses", _counts(Counter({str(status): n for status, n in result.statuses.items()})))
     if set(result.cache) - {""}:
         facts.add_row("cache", _cache(result))
-    facts.add_row("bodies", f"{result.distinct_bodies:,} distinct, {format_bytes(result.body_bytes)} in all")
+    facts.add_row("bodies", f"{result.distinct_bodies:,} distinct, {format_size(result.body_bytes)} in all")
     facts.add_row(
         "connections",
         f"{result.connections:,} made, {result.peak_open:,} open at once, {result.peak_asking:,} waiting at once",
@@ -123,16 +107,6 @@ def _cache(result: LoadResult) -> str:
     spared = result.cache["hit"] + result.cache["collapsed"]
     named = Counter({outcome or "without Cache-Status": count for outcome, count in result.cache.items()})
     return f"{_counts(named)} ({percent(spared, result.answered)} did not reach the origin)"
-
-
-def percent(part: int, whole: int) -> str:
-    """A share that says 100 % only when it is all, and 0 % only when it is nothing."""
-    share = 100 * part / whole if whole else 0.0
-    for digits in (1, 2, 3):
-        text = f"{share:.{digits}f}"
-        if part in {0, whole} or float(text) not in {0.0, 100.0}:
-            return f"{text.rstrip('0').rstrip('.')} %"
-    return f"{'more' if part * 2 < whole else 'less'} than {'0' if part * 2 < whole else '100'} %"
 
 
 def _percentiles(histogram: Histogram) -> str:

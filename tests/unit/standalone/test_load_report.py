@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from edgetun.load_plan import ClosedLoop, Crowd, LoadPlan, OpenLoop
-from edgetun.load_report import format_bytes, format_us, percent, render_live, render_report
+from edgetun.load_report import render_live, render_report
 from edgetun.load_result import MAX_BODIES, LoadResult
+from edgetun_core.terminal.figures import format_size, format_us, percent
 
 PLAN = LoadPlan("http://shop.localhost:8080/")
 
@@ -108,6 +109,6 @@ def test_times_and_sizes_read_well() -> None:
     assert [format_us(value) for value in (0, 178, 999.4, 999.6, 1480, 13_247, 999_499, 2_050_000)] == [
         "0 us", "178 us", "999 us", "1.00 ms", "1.48 ms", "13.2 ms", "999 ms", "2.05 s",
     ]  # fmt: skip
-    assert [format_bytes(value) for value in (0, 1023, 1024, 5 << 20, 3 << 30)] == [
+    assert [format_size(value) for value in (0, 1023, 1024, 5 << 20, 3 << 30)] == [
         "0 B", "1023 B", "1.0 KiB", "5.0 MiB", "3.0 GiB",
     ]  # fmt: skip

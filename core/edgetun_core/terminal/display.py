@@ -1,4 +1,4 @@
-"""The terminal picture of `edgetun http`, `up` and `serve`: state in, rich renderable out. Pure; whoever calls it owns the clock.
+"""The terminal picture of `edgetun http`, `up`, `serve` and `edgetun-agent`: state in, rich renderable out. Pure; whoever calls it owns the clock.
 
 Everything fits the width and height it is given: what is long is cut in its middle, since hostnames and paths differ at both
 ends, and of the recent requests as many are shown as there are rows. Colour never carries a meaning alone (NO_COLOR, and people
@@ -17,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgetun.load_report import format_bytes, format_us, percent
+from edgetun_core.terminal.figures import format_size, format_us, percent
 
 SessionState = Literal["connected", "connecting", "draining", "lost"]
 
@@ -267,7 +267,7 @@ def _traffic(state: DisplayState, width: int, glyphs: _Glyphs) -> list[Text]:
     third = _row_start("reached")
     third.append(f"{state.origin_requests:,}", style="bold")
     third.append(" at the origin" if width >= _NARROW else " at origin")
-    third.append(f"  {format_bytes(state.bytes_out)} out  {format_bytes(state.bytes_in)} in", style="dim")
+    third.append(f"  {format_size(state.bytes_out)} out  {format_size(state.bytes_in)} in", style="dim")
     lines.append(third)
     return lines
 

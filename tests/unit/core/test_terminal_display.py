@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from edgetun.display import (
+from edgetun_core.terminal.display import (
     DisplayState,
     OriginRow,
     RecentRow,
