@@ -39,7 +39,7 @@ from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
 from edgetun_exitnode.pipeline.compression.stage import CompressionStage, Compressor
 from edgetun_exitnode.pipeline.forward import ForwardStage
 from edgetun_exitnode.pipeline.headers import CompiledHeaderRules, RequestHeaderStage, ResponseHeaderStage
-from edgetun_exitnode.pipeline.limits import LimitStage
+from edgetun_exitnode.pipeline.limits import LimitStage, RateLimit
 from edgetun_exitnode.pipeline.router import PlanBuilder, RouteChain, Router
 from edgetun_exitnode.pipeline.streams import StreamPlans
 from edgetun_exitnode.sessions.acceptor import SessionAcceptor
@@ -105,6 +105,8 @@ class ExitNode:
         self.listeners: list[Listener] = []
         self.snapshot: Snapshot | None = None
         self.is_draining = False
+        self.rates: dict[str, RateLimit] = {}
+        """Limits of requests per second, by `TUNNEL MATCH PATH` of their route."""
         self.mesh: Mesh | None = None
         """Other exit nodes, where control tells of them; see `join`."""
         self.knows_enough: Callable[[], bool] | None = None
@@ -117,6 +119,8 @@ class ExitNode:
         """From now on what this node holds no session of is relayed to who does."""
         self.mesh = mesh
         self.registry.use_mesh(mesh.remote)
+        for rate in self.rates.values():
+            rate.share(mesh.sharing.wake)
 
     def apply(self, snapshot: Snapshot, change: SnapshotChange | None = None) -> None:
         """Obeys a snapshot from the next request on. With a `change` of the present one this costs what has changed."""
@@ -132,6 +136,9 @@ class ExitNode:
             self.mesh.forget(gone)
         for tunnel in gone:
             self.cache_stats.pop(tunnel, None)
+        if gone and self.rates:
+            for name in [name for name in self.rates if name.partition(" ")[0] not in table.plans]:
+                del self.rates[name]
         if change is None or self._is_of_streams(snapshot, change):
             self._apply_streams(snapshot)
 
@@ -216,10 +223,18 @@ class ExitNode:
         if CompiledHeaderRules.is_needed(route.response_headers):
             handler = ResponseHeaderStage(route.response_headers, handler)
         if LimitStage.is_needed(route.limits):
-            handler = LimitStage(route.limits, self._clock, handler)
+            handler = limits = LimitStage(route.limits, self._clock, handler)
+            if limits.rate is not None:
+                self._share_rate(f"{tunnel.id} {route.match} {route.path}", limits.rate)
         if CompressionStage.is_needed(route.compression):
             handler = CompressionStage(route.compression, self.compressor, handler, asyncio.get_running_loop())
         return RouteChain(handler, relayed)
+
+    def _share_rate(self, name: str, rate: RateLimit) -> None:
+        """The fleet keeps one account of what visitors may ask."""
+        self.rates[name] = rate
+        if self.mesh is not None:
+            rate.share(self.mesh.sharing.wake)
 
     def _build_cache(self, tunnel: TunnelRule, route: RouteRule, following: Handler) -> CacheStage:
         return CacheStage(

@@ -65,6 +65,7 @@ class Membership:
             clock=time.monotonic,
             store=node.store,
             purge=node.purge,
+            rates=node.rates,
             held=node.registry.held,
             holds=node.registry.holds,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -38,11 +38,13 @@ from edgetun_exitnode.mesh.calls import (
     INVALIDATE,
     MOST_HOLDERS,
     PURGE,
+    SPEND,
     TELL,
     Holder,
     HoldersAnswer,
     Invalidated,
     Purging,
+    Spending,
     Told,
     ask_holders,
     read,
@@ -55,7 +57,9 @@ from edgetun_exitnode.mesh.ownership import rank_owners
 from edgetun_exitnode.mesh.peer import Peer
 from edgetun_exitnode.mesh.purging import Spreading
 from edgetun_exitnode.mesh.serving import Serving, Tunnels
+from edgetun_exitnode.mesh.sharing import Sharing
 from edgetun_exitnode.pipeline.forward import Session
+from edgetun_exitnode.pipeline.limits import RateLimit
 
 log = logging.getLogger("edgetun.exitnode.mesh")
 
@@ -90,6 +94,7 @@ class Mesh:
         clock: Callable[[], float],
         store: Store,
         purge: Callable[[PurgeOrder], PurgeReport],
+        rates: Mapping[str, RateLimit],
         held: Callable[[], set[str]],
         holds: Callable[[str], bool],
         rng: random.Random | None = None,
@@ -107,6 +112,7 @@ class Mesh:
         self._tunnels = tunnels
         self._store = store
         self.purging = Spreading(self, purge)
+        self.sharing = Sharing(self, rates)
         self._stale: dict[str, dict[bytes, None]] = {}
         """Keys that their owners are to be told are stale, by owner."""
         self._wake = wake
@@ -162,6 +168,7 @@ class Mesh:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
+        self.sharing.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -225,6 +232,14 @@ class Mesh:
                 send_invalidated(peer.runner, keys)
             elif self.dial(peer):
                 peer.stale.update(keys)
+
+    def account_of(self, tunnel: str) -> str | None:
+        """See `sharing.Accounts`."""
+        candidates = self.remote(tunnel).candidates()
+        if not candidates:
+            return None
+        owner = rank_owners(b"rates " + tunnel.encode(), candidates)[0]
+        return owner if owner != str(self.name) else None
 
     def is_asking(self, tunnel: str) -> bool:
         return tunnel in self._asking
@@ -366,6 +381,8 @@ class Mesh:
             return b""
         if path == PURGE:
             return msgspec.json.encode(self.purging.take(node, read(body, Purging)))
+        if path == SPEND:
+            return msgspec.json.encode(self.sharing.take(read(body, Spending)))
         if path == ALIVE:
             return b""
         if path == HOLDERS:

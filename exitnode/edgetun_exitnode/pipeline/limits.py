@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from edgetun_core.errors import EdgetunError, LimitExceeded, Presentation
 from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
@@ -18,6 +18,12 @@ from edgetun_core.snapshot import LimitRule
 from edgetun_exitnode.pipeline.answer import refuse
 
 MAX_BUCKETS = 50_000
+MAX_UNTOLD = 10_000
+"""Visitors whose requests wait to be told to the exit node that keeps the fleet's account; the others are counted here alone."""
+MOST_DEBT_BURSTS = 4.0
+"""How far all nodes together may give too much before it is forgiven, in bursts."""
+URGENT = 0.1
+"""What part of a burst makes telling urgent. Nodes that each give so much before the others hear of it stay within a tenth."""
 
 
 class RateExceeded(LimitExceeded):
@@ -50,13 +56,20 @@ class RateLimit:
     """Token buckets, one per visitor.
 
     `rate` is in requests per second, `burst` in requests. An IPv6 visitor is its /64, since one host has all of it.
+
+    In a fleet one exit node keeps the account of all (`share`): the others tell it what they gave (`take_untold`, `spend`) and hear
+    what is left (`settle`), which is below 0 when they gave too much together; then nobody gives until that is made up for.
     """
 
-    __slots__ = ("_buckets", "_burst", "_rate", "_visitors")
+    __slots__ = ("_buckets", "_burst", "_rate", "_urgent", "_visitors", "_wake", "untold")
 
     def __init__(self, rate: float, burst: int) -> None:
+        self.untold: dict[str, float] = {}
+        """Requests given here since they were last told, by visitor."""
+        self._wake: Callable[[bool], None] | None = None
         self._rate = rate
         self._burst = float(burst) if burst else max(1.0, rate)
+        self._urgent = max(1.0, self._burst * URGENT)
         self._buckets: Memo[str, list[float]] = Memo(MAX_BUCKETS)
         self._visitors: Memo[str, str] = Memo(MAX_BUCKETS)
 
@@ -66,14 +79,69 @@ class RateLimit:
         bucket = self._buckets.get(visitor)
         if bucket is None:
             self._buckets.put(visitor, [self._burst - 1.0, now])
+            if self._wake is not None:
+                self._note(visitor, self._wake)
             return 0.0
         tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self._rate)
         bucket[1] = now
         if tokens >= 1.0:
             bucket[0] = tokens - 1.0
+            if self._wake is not None:
+                self._note(visitor, self._wake)
             return 0.0
         bucket[0] = tokens
         return (1.0 - tokens) / self._rate
+
+    # ---- in a fleet
+
+    def share(self, wake: Callable[[bool], None] | None) -> None:
+        """From now on what is given is kept to be told; `wake` is called when there is something, with whether it is urgent."""
+        self._wake = wake
+        self.untold.clear()
+
+    def _note(self, visitor: str, wake: Callable[[bool], None]) -> None:
+        untold = self.untold
+        given = untold.get(visitor)
+        if given is None:
+            if len(untold) >= MAX_UNTOLD:
+                return
+            untold[visitor] = 1.0
+            wake(self._urgent <= 1.0)
+        else:
+            untold[visitor] = given + 1.0
+            if given + 1.0 >= self._urgent:
+                wake(True)
+
+    def take_untold(self, most: int) -> dict[str, float]:
+        """What to tell now, at most so many visitors; `give_back` when it could not be told."""
+        if len(self.untold) <= most:
+            taken, self.untold = self.untold, {}
+            return taken
+        return {visitor: self.untold.pop(visitor) for visitor in list(self.untold)[:most]}
+
+    def give_back(self, spent: Mapping[str, float]) -> None:
+        for visitor, given in spent.items():
+            if visitor in self.untold or len(self.untold) < MAX_UNTOLD:
+                self.untold[visitor] = self.untold.get(visitor, 0.0) + given
+
+    def spend(self, visitor: str, given: float, now: float) -> float:
+        """Another node gave so much: takes it from this account, and tells what is left for all."""
+        bucket = self._buckets.get(visitor)
+        if bucket is None:
+            bucket = [self._burst, now]
+            self._buckets.put(visitor, bucket)
+        tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self._rate) - given
+        bucket[0] = max(tokens, -MOST_DEBT_BURSTS * self._burst)
+        bucket[1] = now
+        return bucket[0]
+
+    def settle(self, visitor: str, left: float, now: float) -> None:
+        """Hears what was left for all; what was given here since is not in it."""
+        bucket = self._buckets.get(visitor)
+        if bucket is not None:
+            tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self._rate)
+            bucket[0] = min(tokens, left - self.untold.get(visitor, 0.0))
+            bucket[1] = now
 
     def _network(self, address: str) -> str:
         network = self._visitors.get(address)
@@ -116,6 +184,11 @@ class LimitStage:
         counted = _CountedBody(self, client)
         counted.sink = self._next.open(head, peer, end, counted)
         return counted
+
+    @property
+    def rate(self) -> RateLimit | None:
+        """The limit of requests per second, if there is one."""
+        return self._rate
 
     @property
     def max_body_bytes(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgetun_core.purge import PurgeOrder
-from edgetun_core.snapshot import CacheRule, CollapseRule
+from edgetun_core.snapshot import CacheRule, CollapseRule, LimitRule
 from edgetun_exitnode.mesh.ownership import rank_owners
 from support.mesh import Meshed, MeshNode, meshed
 from support.origin_server import ScriptedConnection, ScriptedOrigin, scripted_origin
@@ -239,6 +239,27 @@ async def test_a_write_through_one_node_is_seen_by_the_next_read_though_another_
             visitor.send(f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n".encode())
             assert (await visitor.answer(b"POST")).status == 200
             assert (await visitor.ask(path, host=HOST)).body != before, "what was before the write came from a cache"
+
+
+async def test_a_rate_holds_for_the_whole_fleet(tmp_path: Path, origin: ScriptedOrigin, told: Origin) -> None:
+    told.delay_s = 0.0
+    obey = snapshot(origin.url, limits=LimitRule(requests_per_second=20.0, burst=60))
+    async with meshed(tmp_path, obey, 3) as scene:
+        await scene.agent(scene.nodes[0], scene.nodes[1])
+        await settled(scene, scene.nodes[0], scene.nodes[1])
+        visitors = [await scene.visitor(node) for node in scene.nodes]
+        # the links are up before the clock runs
+        assert [(await visitor.ask("/", host=HOST)).status for visitor in visitors] == [200] * 3
+        await eventually(lambda: sum(node.mesh.sharing.reports_total for node in scene.nodes) >= 2)
+        began = asyncio.get_running_loop().time()
+        given = refused = 0
+        while refused < 60:
+            for visitor in visitors:
+                status = (await visitor.ask("/", host=HOST)).status
+                given, refused = given + (status == 200), refused + (status == 429)
+        took_s = asyncio.get_running_loop().time() - began
+        assert given <= 1.1 * (60 + 20.0 * took_s) + 1
+        assert given >= 0.9 * 57
 
 
 def test_owners_are_spread_and_a_node_that_goes_moves_its_keys_alone() -> None:
