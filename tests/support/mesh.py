@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -28,6 +29,12 @@ from support.waiting import eventually
 from support.whole import HOST, TUNNEL, credential
 
 ADDRESS = "127.0.0.1"
+
+
+class Reached(Protocol):
+    """An exit node, as agents reach it."""
+
+    endpoint: Endpoint
 
 
 class MeshNode:
@@ -130,7 +137,7 @@ class Meshed:
             )
         )
 
-    async def agent(self, *nodes: MeshNode, agent_id: str = "laptop", sessions: int | None = None) -> Agent:
+    async def agent(self, *nodes: Reached, agent_id: str = "laptop", sessions: int | None = None) -> Agent:
         """An agent with a session to each of these nodes."""
         origins = Origins(self.control.published.present.tunnels, probe=False)
         agent = Agent(

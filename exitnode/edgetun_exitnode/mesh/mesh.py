@@ -20,7 +20,7 @@ from edgetun_core import __version__
 from edgetun_core.control_stream import Peers
 from edgetun_core.control_stream.messages import MOST_TUNNELS_PER_MESSAGE
 from edgetun_core.enrollment import Endpoint
-from edgetun_core.errors import AuthError, Draining, EdgetunError, NoSession, SessionLost, UpstreamUnreachable
+from edgetun_core.errors import AuthError, Draining, EdgetunError, NoSession, NotFound, SessionLost, UpstreamUnreachable
 from edgetun_core.fleet_identity import ExitNodeName, PeerContexts, exit_node_of
 from edgetun_core.memo import Memo
 from edgetun_core.pki import ServerIdentity
@@ -47,12 +47,14 @@ from edgetun_exitnode.mesh.calls import (
     Spending,
     Told,
     ask_holders,
+    call,
     read,
     send_invalidated,
     tell,
     unknown_call,
 )
 from edgetun_exitnode.mesh.holders import Holders
+from edgetun_exitnode.mesh.outliers import Outliers
 from edgetun_exitnode.mesh.ownership import rank_owners
 from edgetun_exitnode.mesh.peer import Peer
 from edgetun_exitnode.mesh.purging import Spreading
@@ -73,6 +75,9 @@ ASK_AGAIN_MOST_S: Final = 30.0
 """How long what was asked is not asked again; longer each time while nobody holds it, for a laptop may be off for hours."""
 MOST_ASKED_FOR: Final = 10_000
 TELL_S: Final = 0.05
+PROBE_S: Final = 1.0
+ACTIVE_S: Final = 10.0
+"""How long after its last exchange a peer is still probed."""
 FORGET_AFTER: Final = 4
 """Failed dials of a peer that control does not know (any more)."""
 MAX_LINKS: Final = 4_096
@@ -132,7 +137,9 @@ class Mesh:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: TlsListener | None = None
         self._all_closed: asyncio.Event | None = None
+        self.outliers = Outliers()
         self._start(self._look_now_and_then(), "look at peers")
+        self._start(self._probe_now_and_then(), "probe peers")
 
     async def listen(self, host: str, port: int, reached_at: Endpoint) -> int:
         """Takes sessions of other exit nodes; returns the port. Raises `ConfigError` when it cannot be used."""
@@ -260,6 +267,7 @@ class Mesh:
             peer.reached()  # another address is another chance
             if node not in self.holders.peers and not peer.runners and peer.dialling is None:
                 del self._peers[node]
+                self.outliers.forget(node)
 
     # ---- presence to peers
 
@@ -507,6 +515,8 @@ class Mesh:
         self.takes_no_more(peer, runner)
         if self._all_closed is not None and not self._by_runner:
             self._all_closed.set()
+        if was_up and isinstance(error, SessionLost):
+            self._judged(self.outliers.failed(peer.name, self.clock()), peer)
         if was_up and error is not None and not isinstance(error, Draining):
             log.info("the session with exit node %s ended: %s", peer.name, error)
             if not peer.runners:
@@ -539,6 +549,53 @@ class Mesh:
                     peer.used_at = now
                 elif now - peer.used_at > IDLE_S:
                     runner.drain(5.0, "not used")
+
+    # ---- probing
+
+    async def _probe_now_and_then(self) -> None:
+        """Those that are used, and those that are out, are asked whether they live."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            now = self.clock()
+            for peer in list(self._peers.values()):
+                runner = peer.runner
+                if runner is not None:
+                    opened = runner.exchanges_opened - peer.probes
+                    if runner.in_flight or opened != peer.opened_before:
+                        peer.opened_before, peer.active_until = opened, now + ACTIVE_S
+                if not peer.is_probing and (now < peer.active_until or self.outliers.is_out(peer.name)):
+                    peer.is_probing = True
+                    self._start(self._probe(peer), f"probe {peer.name}")
+
+    async def _probe(self, peer: Peer) -> None:
+        try:
+            runner = await self._reach(peer)
+            if runner is None:
+                return  # a failed dial has its own consequences
+            began = self.clock()
+            peer.probes += 1
+            try:
+                await call(runner, b"GET", ALIVE)
+            except EdgetunError as error:
+                if isinstance(error, Draining | NotFound | SessionLost):
+                    return  # it goes away in good order, or is older than this call, or its end is counted already
+                self._judged(self.outliers.failed(peer.name, self.clock()), peer)
+                if self.outliers.is_out(peer.name) and runner in self._by_runner:
+                    # What waits for it is asked elsewhere, where that does no harm; the next probe dials.
+                    runner.close(SessionLost("the exit node does not answer"))
+            else:
+                now = self.clock()
+                self._judged(self.outliers.answered(peer.name, now - began, now), peer)
+        finally:
+            peer.is_probing = False
+
+    def _judged(self, has_changed: bool, peer: Peer) -> None:
+        if has_changed:
+            self.holders.epoch += 1
+            is_out = self.outliers.is_out(peer.name)
+            log.warning(
+                "exit node %s %s", peer.name, "is left out: it fails, or is slow" if is_out else "does well again"
+            )
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -645,7 +702,8 @@ class Remote:
         if self._epoch != mesh.holders.epoch or now > self._until:
             self._epoch = mesh.holders.epoch
             self._until = now + 1.0
-            self._nodes = [mesh.peer(node) for node in mesh.holders.holders(self._tunnel, now)]
+            nodes = mesh.outliers.usable(mesh.holders.holders(self._tunnel, now))
+            self._nodes = [mesh.peer(node) for node in nodes]
         return self._nodes
 
 

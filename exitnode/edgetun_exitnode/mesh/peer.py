@@ -14,7 +14,21 @@ RETRY_MOST_S: Final = 30.0
 class Peer:
     """What the mesh knows of one exit node. `name` is `pool/region/node`."""
 
-    __slots__ = ("dialling", "exchanges", "failures", "name", "retry_at", "runners", "stale", "used_at", "wanted_for")
+    __slots__ = (
+        "active_until",
+        "dialling",
+        "exchanges",
+        "failures",
+        "is_probing",
+        "name",
+        "opened_before",
+        "probes",
+        "retry_at",
+        "runners",
+        "stale",
+        "used_at",
+        "wanted_for",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -26,6 +40,11 @@ class Peer:
         self.used_at = 0.0
         self.wanted_for: set[str] = set()
         """Tunnels whose visitors wait for this peer to be reached."""
+        self.is_probing = False
+        self.probes = 0
+        self.opened_before = 0
+        """Exchanges opened when last looked, without probes."""
+        self.active_until = 0.0
         self.stale: dict[bytes, None] = {}
         """Cache keys to tell it of as soon as it is reached; bounded, since dialling ends within seconds."""
         self.exchanges = 0

@@ -43,6 +43,11 @@ def _mesh(mesh: Mesh) -> Iterator[Metric]:
     yield _gauge("edgetun_mesh_links", "Sessions with other exit nodes open now.", mesh.links)
     yield _counter("edgetun_mesh_dials_failed", "Exit nodes that could not be reached.", mesh.dials_failed)
     yield _counter("edgetun_mesh_asked", "Rounds of asking who holds a tunnel.", mesh.asked_total)
+    yield _gauge("edgetun_mesh_outliers", "Exit nodes that are left out now: failing, or slow.", len(mesh.outliers.out))
+    yield _counter("edgetun_mesh_ejections", "Times that an exit node was left out.", mesh.outliers.ejected_total)
+    yield _counter(
+        "edgetun_mesh_rate_reports", "Reports of what visitors used of their rates.", mesh.sharing.reports_total
+    )
     yield _counter("edgetun_mesh_served", "Requests taken from other exit nodes.", mesh.served_total)
 
 
