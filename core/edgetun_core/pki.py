@@ -76,6 +76,12 @@ def certificates_der(pem: bytes) -> list[bytes]:
     return [base64.b64decode(match.group(1)) for match in _CERTIFICATE.finditer(pem)]
 
 
+def first_certificate(pem: bytes) -> bytes:
+    """The first certificate of a PEM text alone; empty when there is none."""
+    found = _CERTIFICATE.search(pem)
+    return found.group(0) + b"\n" if found is not None else b""
+
+
 def fingerprint(ca_pem: bytes) -> str:
     """SHA-256 over the DER of the first certificate in `ca_pem`, in hex. Raises `ConfigError` when there is none."""
     found = certificates_der(ca_pem)
@@ -329,7 +335,8 @@ class DevelopmentCA:
             _builder(key, now, now + CA_TTL_S)
             .subject_name(name)
             .issuer_name(name)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            # 1: a CA may vouch for its successor
+            .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
             .add_extension(_key_usage(signs_certificates=True), critical=True)
             .sign(key, hashes.SHA256())
         )

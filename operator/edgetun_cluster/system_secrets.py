@@ -2,7 +2,8 @@
 
 | Secret | keys |
 | --- | --- |
-| `edgetun-ca` | `ca.crt`, `ca.key`: the own CA; signs control's and exit nodes' certificates; never replaced by edgetun |
+| `edgetun-ca` | `ca.crt`, `ca.key`: the own CA; signs control's and exit nodes' certificates. Rotated when somebody asks for it: `ca.crt` then
+holds the one that signs and those that are trusted still, `next.*` the next one, `cross.crt` what leads from the old one to the new |
 | `edgetun-signing-keys` | `ID.json` each: the Ed25519 seeds that session credentials are signed with |
 | `edgetun-control-tls` | `tls.crt`, `tls.key`, `ca.crt`: what control shows to agents and exit nodes |
 """

@@ -25,7 +25,7 @@ from edgetun_control.stores.kubernetes import KubernetesStore, Seen
 from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.api.streams import numbers
 from edgetun_core.errors import AddressUnavailable
-from edgetun_core.pki import ServerIdentity
+from edgetun_core.pki import ServerIdentity, certificates_der
 
 log = logging.getLogger("edgetun.control")
 
@@ -109,6 +109,7 @@ class ClusterControl:
         )
         self.control = Control(settings, self.store, self.publisher, placement, clock=clock)
         self.control.on_registered = self.agents.registered
+        self.control.exit_ca_pem = self._exit_ca_pem
         self._max_connections = max_connections
         self._exits = ExitListener(build_exit_app(self.fleet, self.identities))
         self._entrance: ControlEntrance | None = None
@@ -135,7 +136,7 @@ class ClusterControl:
         self._identity = ServerIdentity(secrets.control_cert_pem, secrets.control_key_pem)
         await self._exits.start(host, exit_port, self._identity, secrets.authority.ca_pem)
         self.exit_port = self._exits.port
-        app = build_app(self.control, secrets.authority.ca_pem)
+        app = build_app(self.control, self._ca_pem)
         self._entrance = ControlEntrance(app, max_connections=self._max_connections)
         make = await self._entrance.start()
         self._context = ServerIdentity(secrets.control_cert_pem, secrets.control_key_pem).ssl_context(("http/1.1",))
@@ -163,6 +164,15 @@ class ClusterControl:
         await self.publisher.close()
         await self.store.close()
 
+    def _ca_pem(self) -> bytes | None:
+        authority = self.store.secrets.authority
+        return authority.ca_pem if authority is not None else None
+
+    def _exit_ca_pem(self) -> str:
+        """While the CA is rotated, exit nodes have certificates of either: agents need to know both."""
+        pem = self._ca_pem() or b""
+        return pem.decode("ascii") if len(certificates_der(pem)) > 1 else ""
+
     def _pool_changed(self, change: Change[Seen[ExitPool]]) -> None:
         if _reachable(change.old) != _reachable(change.new):
             self.publisher.wake()
@@ -171,6 +181,9 @@ class ClusterControl:
         from edgetun_core.pki import load_chain
 
         secrets, identity = self.store.secrets, self._identity
+        if secrets.authority is not None:
+            self._exits.trust(secrets.authority.ca_pem)
+        self.publisher.wake()
         if identity is None or secrets.control_cert_pem == identity.cert_pem:
             return
         identity.replace(secrets.control_cert_pem, secrets.control_key_pem)

@@ -97,6 +97,8 @@ class Control:
         """How visitors reach the exit nodes; whoever opens the fronts sets it."""
         self._attempts = FailedAttempts()
         self.on_registered: Registered = lambda *_: None
+        self.exit_ca_pem: Callable[[], str] = lambda: ""
+        """The CAs of exit nodes, when agents must know more than the one that their token pins."""
         self.registered_total = 0
         self._watchers = 0
 
@@ -188,6 +190,7 @@ class Control:
             sorted((one.host, one.tls_port, one.quic_port, one.node) for one in placed.endpoints),
             placed.placed,
             placed.measurable if request.can_probe else (),
+            self.exit_ca_pem(),
         )
         return hashlib.blake2b(msgspec.msgpack.encode(told), digest_size=9).hexdigest()
 
@@ -243,6 +246,7 @@ class Control:
             renew_after_s=lifetime_s / 2,
             expires_in_s=lifetime_s,
             server_time=self.clock(),
+            exit_ca_pem=self.exit_ca_pem(),
             visitors=self.visitors,
             offers=placed.offers,
             placed=placed.placed,

@@ -74,7 +74,10 @@ STATUS_BY_REASON: Final = {
 _request_decoder: Final = msgspec.json.Decoder(EnrollRequest)
 
 
-def build_app(control: Control, ca_pem: bytes | None, *, require_tls: bool = True) -> web.Application:
+CaPem = bytes | None | Callable[[], bytes | None]
+
+
+def build_app(control: Control, ca_pem: CaPem, *, require_tls: bool = True) -> web.Application:
     """The application. `ca_pem` is what `/ca.pem` hands out (None when the server's certificate is publicly trusted).
 
     `require_tls=False` is for a server behind a proxy on the same machine that terminates TLS.
@@ -118,9 +121,10 @@ def build_app(control: Control, ca_pem: bytes | None, *, require_tls: bool = Tru
         return _json(200, msgspec.json.encode(answer))
 
     async def ca(_: web.Request) -> web.Response:
-        if ca_pem is None:
+        pem = ca_pem() if callable(ca_pem) else ca_pem
+        if pem is None:
             return _refuse(Refused("NotFound", "this server has no CA of its own"))
-        return web.Response(body=ca_pem, content_type="application/x-pem-file")
+        return web.Response(body=pem, content_type="application/x-pem-file")
 
     async def tell_time(_: web.Request) -> web.Response:
         return _json(200, msgspec.json.encode({"time": control.clock()}))

@@ -60,6 +60,7 @@ OPERATOR_AT_HOME = (
     uses(*((kind, "", OWNED) for kind in OWNED_KINDS))
     | uses((kinds.LEASE, "", ("create",)))
     | uses((kinds.LEASE, "", ("get", "update")), name="edgetun-operator")
+    | uses((kinds.SECRET, "", ("update",)), name="edgetun-ca")
     | uses((kinds.SECRET, "", ("update",)), name="edgetun-signing-keys")
     | uses((kinds.SECRET, "", ("update",)), name="edgetun-control-tls")
 )
@@ -93,7 +94,7 @@ NOT_ALLOWED = [
     ("edgetun-operator", "elsewhere", "", "pods", "", "list"),
     ("edgetun-operator", "home", "", "pods", "", "create"),
     ("edgetun-operator", "home", "", "pods/exec", "", "create"),
-    ("edgetun-operator", "home", "", "secrets", "edgetun-ca", "update"),
+    ("edgetun-operator", "home", "", "secrets", "another", "update"),
     ("edgetun-operator", "home", "coordination.k8s.io", "leases", "somebody-elses", "update"),
     ("edgetun-operator", "", "edgetun.dev", "exitpools", "", "patch"),
     ("edgetun-operator", "", "edgetun.dev", "exitpools", "", "delete"),

@@ -338,6 +338,53 @@ def test_a_region_that_appears_is_used_and_one_that_is_emptied_lets_its_agents_g
 
 
 @pytest.mark.timeout(240)
+def test_the_ca_is_rotated_under_visitors_and_tokens_of_before_and_after_are_good(fleet: Fleet) -> None:
+    before = fleet.token()
+    fleet.agent(before).line("ready in")
+    wait_for(lambda: fleet.status() == 200, 10)
+    assert fleet.control is not None
+    with visiting(fleet.status) as answers:
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "edgetun-ca", "namespace": fleet.namespace},
+        }
+        fleet.client.patch(secret, {"metadata": {"annotations": {"edgetun.dev/rotate-ca": "now"}}})
+
+        def pinned() -> str:
+            return ClusterToken.parse(fleet.token()).ca_fingerprint
+
+        old = ClusterToken.parse(before).ca_fingerprint
+        wait_for(lambda: pinned() != old, 30, "the token's Secret names the new CA")
+        fleet.control.line("control shows its new certificate", 60)
+        fleet.agent(before, "with-the-old-token").line("ready in", 30)
+        fleet.agent(fleet.token("later"), "with-a-new-token").line("ready in", 30)
+        wait_for(lambda: len(fleet.connected()) == 3, 20, "all three are connected")
+        # An exit node that knows only the CA of before still knows control.
+        fleet.control.process.kill()
+        fleet.control.ended()
+        fleet.exit_node.line("no stream to control")
+        fleet.start_control()
+        fleet.control.line("exit node .* follows", 40)
+        # And one that comes now knows both.
+        http_port, tunnel_port = free_ports(2)
+        fleet.start_exit_node("eu", "exit-2", http_port, tunnel_port)
+        wait_for(lambda: fleet.status(port=http_port) == 200, 40, "agents reach it, or it relays")
+        fleet.client.patch(secret, {"metadata": {"annotations": {"edgetun.dev/retire-old-ca": "true"}}})
+        wait_for(
+            lambda: (
+                base64.b64decode(fleet.client.get("v1", "Secret", "edgetun-ca", fleet.namespace)["data"]["ca.crt"])  # type: ignore[index]
+                .decode()
+                .count("BEGIN")
+                == 1
+            ),
+            20,
+            "the old one is forgotten",
+        )
+    assert set(answers) == {200}
+
+
+@pytest.mark.timeout(240)
 def test_a_name_that_an_agent_asks_for_is_reserved_and_outlives_it(fleet: Fleet) -> None:
     own = f"mine.{fleet.name}.example.com"
     text = fleet.token("makers", hostnames=[f"*.{fleet.name}.example.com"])

@@ -191,6 +191,10 @@ class ExitListener:
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
 
+    def trust(self, ca_pem: bytes) -> None:
+        """Exit nodes may show certificates of these CAs, too."""
+        self._context.load_verify_locations(cadata=ca_pem.decode("ascii"))
+
     def replace_identity(self, identity: ServerIdentity) -> None:
         """OpenSSL takes the new chain for every later handshake of the same context."""
         from edgetun_core.pki import load_chain

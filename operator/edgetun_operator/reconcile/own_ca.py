@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from edgetun_cluster.kinds import Object
 from edgetun_cluster.system_secrets import secret_data, to_data
 from edgetun_core.errors import ConfigError
-from edgetun_core.pki import DevelopmentCA, canonical_names, is_renewal_due
+from edgetun_core.pki import DevelopmentCA, canonical_names, first_certificate, is_renewal_due
 
 
 class CertificateFacts(NamedTuple):
@@ -53,6 +53,9 @@ class OwnCA:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.ca_pem = ""
+        """All CAs that are to be trusted; the first is the one that signs."""
+        self._signs_pem = b""
+        self._cross_pem = b""
         self._key_pem = b""
         self._key_identifier = b""
         self._clock = clock
@@ -68,7 +71,8 @@ class OwnCA:
 
         data = secret_data(secret)
         ca_pem, key_pem = data.get("ca.crt", b""), data.get("ca.key", b"")
-        if ca_pem.decode("ascii", "replace") == self.ca_pem and key_pem == self._key_pem:
+        cross_pem = data.get("cross.crt", b"")
+        if (ca_pem.decode("ascii", "replace"), key_pem, cross_pem) == (self.ca_pem, self._key_pem, self._cross_pem):
             return False
         name = secret["metadata"].get("name", "")
         try:
@@ -82,6 +86,8 @@ class OwnCA:
         if key.public_key() != certificate.public_key():
             raise ConfigError(f"Secret {name}: ca.key is not the key of ca.crt", remedy="restore both")
         self.ca_pem = ca_pem.decode("ascii")
+        self._signs_pem = first_certificate(ca_pem)
+        self._cross_pem = cross_pem
         self._key_pem = key_pem
         self._key_identifier = x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest
         return True
@@ -96,11 +102,12 @@ class OwnCA:
         """A certificate for these names, as the data of a Secret of type kubernetes.io/tls."""
         with tempfile.TemporaryDirectory(prefix="edgetun-ca-") as name:
             folder = Path(name)
-            (folder / "ca.pem").write_text(self.ca_pem)
+            (folder / "ca.pem").write_bytes(self._signs_pem)
             (folder / "ca.key").touch(0o600)
             (folder / "ca.key").write_bytes(self._key_pem)
             cert_pem, key_pem = DevelopmentCA(folder, clock=self._clock).issue(names)
-        return to_data({"tls.crt": cert_pem, "tls.key": key_pem, "ca.crt": self.ca_pem.encode()})
+        # Behind it what leads from the CA before to this one, for those who trust only that.
+        return to_data({"tls.crt": cert_pem + self._cross_pem, "tls.key": key_pem, "ca.crt": self.ca_pem.encode()})
 
     def is_good(self, secret: Object, names: Iterable[str], now: float) -> bool:
         """Whether the Secret's certificate is ours, for exactly these names, and good for a while yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,20 @@ from edgetun_cluster.system_secrets import (
     signing_seeds,
     system_secret,
 )
+from edgetun_operator.decide.ca import decide_ca_step
 from edgetun_operator.desired.labels import MANAGER
 from edgetun_operator.reconcile.own_ca import OwnCA
+from edgetun_operator.reconcile.rotate_ca import see_ca, take_step
 from edgetun_operator.world import World
 
+log = logging.getLogger("edgetun.operator")
+
 LOOK_EVERY_S: Final = 600.0
+_STEPS: Final = {
+    "introduce": "its successor is made known; it signs in two hours",
+    "switch": "its successor signs from now on; tokens that pin the old one stay good",
+    "retire": "the old one is forgotten; tokens that pin it count no longer",
+}
 
 
 class SystemReconciler:
@@ -50,7 +60,7 @@ class SystemReconciler:
 
     async def reconcile(self) -> float:
         """Seconds until the next look."""
-        if self._ca.take(await self._present(CA_SECRET, self._ca.make)):
+        if self._ca.take(await self._rotated_ca()):
             self._on_new_ca()
         await self._signing_keys()
         await self._control_certificate()
@@ -70,6 +80,20 @@ class SystemReconciler:
             if stands is None:
                 raise ClusterError(f"Secret {name} comes and goes") from None
             return stands
+
+    async def _rotated_ca(self) -> Object:
+        """The CA, after whatever step of a rotation is due."""
+        stands = await self._present(CA_SECRET, self._ca.make)
+        for _ in range(2):  # "now" introduces and switches at once
+            now = self._clock()
+            step = decide_ca_step(see_ca(stands), now)
+            if step is None:
+                break
+            # With the version that was read: of two that rotate at the same time one meets a conflict.
+            after = await asyncio.to_thread(take_step, stands, step, now, self._clock)
+            stands = await self._cluster.replace(SECRET, after, manager=MANAGER)
+            log.info("the own CA: %s", _STEPS[step])
+        return stands
 
     async def _signing_keys(self) -> None:
         now = self._clock()
