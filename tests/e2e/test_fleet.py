@@ -154,7 +154,7 @@ def scaled_pool(installed: NodeCluster) -> Iterator[str]:
             "autoscaling": {
                 "minReplicas": 1,
                 "maxReplicas": 3,
-                "cpu": 80,
+                "cpu": 30,
                 "behavior": {
                     "scaleUp": {"pods": 2, "period": "5s"},
                     "scaleDown": {"stabilization": "5s", "pods": 2, "period": "10s"},
@@ -178,7 +178,7 @@ def load(host: str, where: tuple[str, int]) -> Object:
         f"--connect={where[0]}:{where[1]}",
         "--i-own-this-host",
         "--duration=10s",
-        "--concurrency=4",
+        "--concurrency=16",
         "--json",
     )
     found: Object = json.loads(command.out or command.err)
