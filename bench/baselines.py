@@ -122,6 +122,29 @@ def nginx_cache(
         yield Running(port, (process,), scheme="https" if tls else "http")
 
 
+@contextmanager
+def varnish(origin: Running, *, fresh: str = "3600s") -> Iterator[Running]:
+    """varnish with its memory store; it collapses by itself. Plain HTTP only: it speaks no TLS."""
+    port = free_port()
+    with Stage() as stage:
+        vcl = stage.write(
+            "default.vcl",
+            f"""vcl 4.1;
+            backend default {{ .host = "127.0.0.1"; .port = "{origin.port}"; }}
+            sub vcl_backend_response {{ set beresp.ttl = {fresh}; }}
+            """,
+        )
+        process = stage.start(
+            "varnish",
+            [
+                require("varnishd"), "-F", "-j", "none", "-n", str(stage.folder / "varnish"), "-a", f"127.0.0.1:{port}",
+                "-f", vcl, "-s", "malloc,256m", "-p", "thread_pools=1", "-p", "thread_pool_min=50", "-p", "thread_pool_max=500",
+            ],
+        )  # fmt: skip
+        wait_until("varnish", lambda: get_status(port) == 200, [process])
+        yield Running(port, (process,))
+
+
 def write_certificate(folder: Path, names: list[str]) -> tuple[tuple[Path, Path], str]:
     """A certificate and key as files for the server, and the authority's text for the client."""
     ca = DevelopmentCA(folder / "ca")

@@ -1,4 +1,4 @@
-"""Cached 1 KB, keep-alive, one core: edgetun beside nginx's proxy_cache, plain HTTP/1.1 and TLS 1.3.
+"""Cached 1 KB, keep-alive, one core: edgetun beside nginx's proxy_cache and varnish, plain HTTP/1.1 and TLS 1.3.
 
 python bench/cached.py [--quick]
 """
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import subjects
-from baselines import nginx_cache, nginx_origin, write_certificate
+from baselines import nginx_cache, nginx_origin, varnish, write_certificate
 from harness import Running, Subject, measure, parse_arguments, report, run_main
 from keep_alive import COLUMNS, keep_alive_run
 
@@ -33,6 +33,7 @@ def main() -> None:
         plain: dict[str, Subject] = {
             "edgetun": partial(subjects.http, origin, cache="1h"),
             "nginx proxy_cache": partial(nginx_cache, origin),
+            "varnish": partial(varnish, origin),
         }
         secure: dict[str, Subject] = {
             "edgetun": partial(subjects.http, origin, cache="1h", https=True),

@@ -1,4 +1,4 @@
-"""Finds or builds the systems that edgetun is measured beside: frp, rathole, piko, nginx, wrk.
+"""Finds or builds the systems that edgetun is measured beside: frp, rathole, piko, nginx, varnish, wrk.
 
 Built once, as a Go module or a crate by the ordinary clients, into a cache outside the clone
 (`~/.cache/edgetun-bench`, or `$EDGETUN_BENCH_CACHE`). Versions are pinned so that figures of different days compare.
@@ -97,6 +97,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("nginx", "the distribution's", None, "install it, on Debian: apt-get install nginx-light"),
+        Peer("varnishd", "the distribution's", None, "install it, on Debian: apt-get install varnish"),
         Peer("wrk", "the distribution's", None, "install it, on Debian: apt-get install wrk"),
         Peer("frps", FRP, _build_frp, BUILD_IT),
         Peer("frpc", FRP, _build_frp, BUILD_IT),
