@@ -112,6 +112,35 @@ class CacheStage:
     but not answers (the origin's name). `stats` and `views` may be shared by several stages.
     """
 
+    __slots__ = (
+        "_alone",
+        "_decorated",
+        "_loads",
+        "_partition",
+        "_query",
+        "_refused",
+        "_resources",
+        "_serial",
+        "_tenant",
+        "_views",
+        "clock",
+        "collapse",
+        "coordinator",
+        "elsewhere",
+        "fetch_next",
+        "finish",
+        "flights",
+        "may_store",
+        "next",
+        "on_invalidated",
+        "rule",
+        "scheduler",
+        "stats",
+        "store",
+        "tenant",
+        "wall_clock",
+    )
+
     def __init__(
         self,
         rule: CacheRule,
