@@ -381,4 +381,5 @@ def pool_rule(spec: ExitPoolSpec) -> PoolRule:
         cache_bytes=limits.cache_bytes,
         trusted_proxies=tuple(sorted(set(spec.trusted_proxies))),
         cache_disk_bytes=limits.cache_disk_bytes,
+        cache_bytes_per_tunnel=limits.cache_bytes_per_tunnel,
     )

@@ -208,6 +208,7 @@ class PoolRule(Struct, frozen=True, omit_defaults=True):
     trusted_proxies: tuple[str, ...] = ()
     """Networks of load balancers that say by PROXY protocol who the visitor is; they must say it."""
     cache_disk_bytes: int = 0
+    cache_bytes_per_tunnel: int = 0
 
 
 class CredentialKey(Struct, frozen=True):

@@ -60,7 +60,10 @@ async def _run(settings: ExitNodeSettings, started: float) -> int:
     raise_open_files_limit()
     signals = StopSignals()
     limits = NodeLimits(
-        FrontLimits(max_connections=settings.max_connections), settings.cache_bytes, settings.cache_disk_bytes
+        FrontLimits(max_connections=settings.max_connections),
+        settings.cache_bytes,
+        settings.cache_disk_bytes,
+        settings.cache_bytes_per_tunnel,
     )
     node = ExitNode(settings.name, limits=limits)
     admin = None

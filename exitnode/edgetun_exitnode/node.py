@@ -62,6 +62,7 @@ class NodeLimits:
     front: FrontLimits = field(default_factory=FrontLimits)
     cache_bytes: int = DEFAULT_CACHE_BYTES
     cache_disk_bytes: int = 0
+    cache_bytes_per_tunnel: int = 0
     max_sessions: int = 10_000
 
     @classmethod
@@ -72,7 +73,7 @@ class NodeLimits:
             max_connections=rule.max_connections,
             max_connections_per_address=rule.max_connections_per_address,
         )
-        return cls(front, rule.cache_bytes, rule.cache_disk_bytes)
+        return cls(front, rule.cache_bytes, rule.cache_disk_bytes, rule.cache_bytes_per_tunnel)
 
 
 class ExitNode:
@@ -95,7 +96,7 @@ class ExitNode:
         self._views = Views()
         self.registry = SessionRegistry(clock, loop.call_later, lambda tunnel: tunnel in self.router.table.plans)
         self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
-        self.store = Store(self.limits.cache_bytes)
+        self.store = Store(self.limits.cache_bytes, tenant_max_bytes=self.limits.cache_bytes_per_tunnel)
         self.cache_stats: dict[str, CacheStats] = {}
         self.compressor = Compressor()
         self.router = Router(https_port)

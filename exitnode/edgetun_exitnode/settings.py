@@ -59,6 +59,7 @@ class ExitNodeSettings:
     )
     quic_engine: Literal["qh3", "aioquic", "none"] = setting("qh3", "QUIC implementation for agents.")
     cache_bytes: int = setting(256 * 1024 * 1024, "Memory for stored responses.", minimum=0)
+    cache_bytes_per_tunnel: int = setting(0, "The most that one tunnel may hold of it; 0: no bound.", minimum=0)
     cache_disk_bytes: int = setting(
         0, "Disk for stored responses, which then outlive a restart; 0: none are kept on disk.", minimum=0
     )

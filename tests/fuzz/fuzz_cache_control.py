@@ -7,8 +7,11 @@ from edgetun_core.http.message import RequestHead, ResponseHead
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.dates import parse_http_date
 from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, parse_request_directives, parse_response_directives
+from edgetun_exitnode.cache.disk import decode_file
 from edgetun_exitnode.cache.freshness import NotStorable, decide_storable
 from edgetun_exitnode.cache.key import QueryFilter, build_invalidated_targets, build_key, build_secondary
+from edgetun_exitnode.cache.parts import parse_content_range
+from edgetun_exitnode.cache.targeted import parse_targeted
 from edgetun_exitnode.cache.validators import parse_condition, parse_etag, parse_range
 from edgetun_exitnode.cache.view import build_view
 from support.cache import Bench
@@ -20,6 +23,7 @@ SEEDS = (
     b"\"a\", W/\"b\",, \"c\"\nbytes=0-5\nbytes=-3\nbytes=5-",
     b"http://shop.test:80/a?b#c\n//other/x\n/../y?z=\xff\nhttp://[::1",
     b"no-store\nno-cache\nonly-if-cached, min-fresh=x, max-age=-1",
+    b"max-age=60;a=1, no-store=?0\nprivate=\"a, b\"\nbytes 0-9/10\nbytes=0-1, 5-6,-2",
     b"*\naccept-encoding, Host\n x y \n123",
 )  # fmt: skip
 
@@ -55,6 +59,9 @@ def fuzz(data: bytes) -> None:
     parse_response_directives(lines)
     parse_request_directives(lines[:2], lines[2:])
     parse_condition(lines[:1], lines[1:2])
+    parse_targeted({b"cdn-cache-control": lines[:3], b"edgetun-cache-control": lines[3:4]})
+    parse_content_range(lines[:1])
+    assert decode_file(data, 100) is None or data.startswith(b"edgetun-cache-1")
     for line in lines[:8]:
         parse_http_date(line)
         parse_etag(line)

@@ -152,6 +152,15 @@ class PoolLimits(ApiModel):
     cache_bytes: Bytes = Field(
         default=256 * 1024 * 1024, le=1 << 44, description="Memory for stored responses; 0: nothing is stored."
     )
+    cache_bytes_per_tunnel: Bytes = Field(
+        default=0,
+        le=1 << 44,
+        description=(
+            "The most that one tunnel may hold of `cacheBytes`, also while the rest is free; 0: no bound. Without one a tunnel that "
+            "holds less than half an equal share loses nothing to another."
+        ),
+        examples=["64Mi"],
+    )
     cache_disk_bytes: Bytes = Field(
         default=0,
         le=1 << 50,

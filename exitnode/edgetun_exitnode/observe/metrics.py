@@ -195,6 +195,22 @@ def _cache(node: ExitNode) -> Iterator[Metric]:
     yield _gauge("edgetun_cache_max_bytes", "Bytes that may be stored.", store.max_bytes)
     yield _gauge("edgetun_cache_entries", "Stored responses.", store.entry_count)
     yield _counter("edgetun_cache_evictions", "Responses put out to make room.", store.stats.evictions)
+    stats = tuple(node.cache_stats.values())
+    yield _counter(
+        "edgetun_cache_validations",
+        "Requests that asked the origin whether what is stored still holds.",
+        sum(one.validations for one in stats),
+    )
+    yield _counter(
+        "edgetun_cache_validated", "Of these, the ones answered by 304.", sum(one.validated for one in stats)
+    )
+    if store.disk is not None:
+        yield _gauge("edgetun_cache_disk_bytes", "Bytes of stored responses on disk.", store.disk.stored_bytes)
+        yield _gauge("edgetun_cache_disk_entries", "Stored responses on disk.", store.disk.entry_count)
+        yield _counter("edgetun_cache_disk_reads", "Stored responses read back from disk.", store.disk.reads)
+        yield _counter(
+            "edgetun_cache_disk_refused", "Responses the disk was too slow or small for.", store.disk.refused
+        )
     outcomes = CounterMetricFamily("edgetun_cache_requests", "Requests by how they were answered.", labels=["outcome"])
     for outcome, count in node.cache_outcomes():
         outcomes.add_metric([outcome], count)

@@ -178,6 +178,11 @@ def _arguments(inputs: RegionInputs) -> list[str]:
         f"--metrics=0.0.0.0:{ADMIN_PORT}",
         f"--cache-bytes={pool.spec.limits.cache_bytes}",
         *(
+            (f"--cache-bytes-per-tunnel={pool.spec.limits.cache_bytes_per_tunnel}",)
+            if pool.spec.limits.cache_bytes_per_tunnel
+            else ()
+        ),
+        *(
             (f"--cache-disk-bytes={pool.spec.limits.cache_disk_bytes}", f"--cache-folder={CACHE_FOLDER}")
             if pool.spec.limits.cache_disk_bytes
             else ()
