@@ -66,7 +66,9 @@ class Echo:
 
 
 @contextmanager
-def echo_server(port: int = 0, credentials: Any = None) -> Iterator[tuple[Echo, int]]:
+def echo_server(
+    port: int = 0, credentials: Any = None, options: tuple[tuple[str, Any], ...] = ()
+) -> Iterator[tuple[Echo, int]]:
     """A real grpc server on loopback; h2c unless credentials are given."""
     echo = Echo()
     handlers = {
@@ -78,7 +80,7 @@ def echo_server(port: int = 0, credentials: Any = None) -> Iterator[tuple[Echo, 
         "Chat": grpc.stream_stream_rpc_method_handler(echo.chat),
         "Wait": grpc.unary_stream_rpc_method_handler(echo.wait),
     }
-    server = grpc.server(futures.ThreadPoolExecutor(16))
+    server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     if credentials is None:
         bound = server.add_insecure_port(f"127.0.0.1:{port}")

@@ -1,1 +1,1 @@
-"""The agent's HTTP/1.1 client: requests in by the exchange interface, bytes out to the local server."""
+"""The agent's clients of local servers: requests in by the exchange interface, bytes out in HTTP/1.1, HTTP/2, TCP or UDP."""

@@ -39,8 +39,8 @@ from edgetun_core.errors import (
 )
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.h2 import render_block
-from edgetun_core.http.message import Peer, RequestHead
-from edgetun_core.http.multiplexed import build_request_fields
+from edgetun_core.http.message import Fields, Peer, RequestHead
+from edgetun_core.http.multiplexed import ReceivedResponse, build_request_fields
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import OriginRule
 
@@ -76,6 +76,7 @@ class H2OriginClient(OriginRecord):
         self._dials: set[asyncio.Task[None]] = set()
         self._opening = 0
         self._blocks: Memo[RequestHead, bytes] = Memo(MEMO_HEADS)
+        self.received_heads: Memo[Fields, ReceivedResponse] = Memo(MEMO_HEADS)
         self._http1: OriginClient | None = None
         """For WebSockets that the origin does not take over HTTP/2, and for an origin whose ALPN chose HTTP/1.1."""
         self._chose_http1 = False

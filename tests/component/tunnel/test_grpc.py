@@ -19,7 +19,8 @@ from edgetun_core.pki import DevelopmentCA, Trust
 from edgetun_core.snapshot import CompressionRule, LimitRule, OriginRule, RouteRule, Snapshot, TunnelRule
 from edgetun_core.wire.hello import Hello
 from edgetun_exitnode.front.certificates import CertificateStore
-from edgetun_exitnode.node import ExitNode
+from edgetun_exitnode.front.context import FrontLimits
+from edgetun_exitnode.node import ExitNode, NodeLimits
 from support.grpc_echo import Echo, EchoClient, echo_server
 from support.visitors import until
 from support.whole import IN_PROCESS, KEY, TUNNEL, credential
@@ -32,7 +33,8 @@ T = TypeVar("T")
 class Tunnel:
     """What a test holds: `client` blocks, so its calls go through `call`."""
 
-    def __init__(self, node: ExitNode, agent: Agent | None, channel: Any) -> None:
+    def __init__(self, node: ExitNode, agent: Agent | None, channel: Any, origins: Origins) -> None:
+        self.origins = origins
         self.node = node
         self.agent = agent
         self.client = EchoClient(channel)
@@ -48,7 +50,9 @@ class _Local:
 
 
 @asynccontextmanager
-async def tunnel(folder: Path, engine: str, port: int, **origin: Any) -> AsyncIterator[Tunnel]:
+async def tunnel(
+    folder: Path, engine: str, port: int, limits: NodeLimits | None = None, **origin: Any
+) -> AsyncIterator[Tunnel]:
     rule = OriginRule("main", **{"url": f"http://127.0.0.1:{port}", "protocol": "h2c", **origin})
     routes = (
         RouteRule("/limited", limits=LimitRule(max_request_body_bytes=10)),
@@ -61,7 +65,7 @@ async def tunnel(folder: Path, engine: str, port: int, **origin: Any) -> AsyncIt
     identity = ca.identity([HOST, "127.0.0.1"])
     (folder / "cert.pem").write_bytes(identity.cert_pem)
     (folder / "key.pem").write_bytes(identity.key_pem)
-    node = ExitNode("n1")
+    node = ExitNode("n1", limits=limits)
     node.apply(obey)
     origins = Origins(obey.tunnels, probe=False)
     agent: Agent | None = None
@@ -96,7 +100,7 @@ async def tunnel(folder: Path, engine: str, port: int, **origin: Any) -> AsyncIt
                 ("grpc.enable_retries", 0),
             ],
         )
-        yield Tunnel(node, agent, channel)
+        yield Tunnel(node, agent, channel, origins)
     finally:
         if channel is not None:
             await asyncio.to_thread(channel.close)
@@ -239,6 +243,41 @@ async def test_what_the_tunnel_cannot_do_is_a_status_with_a_message(tmp_path: Pa
         with pytest.raises(grpc.RpcError) as large:
             await stands.call(limited, bytes(100), timeout=DEADLINE_S)
         assert large.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_stream_may_be_silent_for_longer_than_a_body_may(tmp_path: Path, echo: tuple[Echo, int]) -> None:
+    """The front gives up on uploads that stand still; a conversation is none."""
+    _, port = echo
+    limits = NodeLimits(front=FrontLimits(body_progress_s=0.2, sweep_s=0.1))
+    async with tunnel(tmp_path, IN_PROCESS, port, limits, response_timeout_s=0.2, idle_timeout_s=0.2) as stands:
+        said: queue.Queue[bytes | None] = queue.Queue()
+        answers = stands.client.both("Chat")(iter(said.get, None), timeout=DEADLINE_S)
+        await asyncio.sleep(1.0)  # five times as long as a body, an answer or a silence may take
+        said.put(b"a")
+        assert await stands.call(next, answers) == b"you said a"
+        await asyncio.sleep(1.0)
+        said.put(None)
+        assert await stands.call(list, answers) == [b"bye"]
+
+
+async def test_a_server_that_renews_its_connections_loses_no_call(tmp_path: Path) -> None:
+    """grpc's maximum connection age: GOAWAY while calls are on their way, again and again."""
+    options = (("grpc.max_connection_age_ms", 150), ("grpc.max_connection_age_grace_ms", 10_000))
+    with echo_server(options=options) as (_, port):
+        async with tunnel(tmp_path, IN_PROCESS, port) as stands:
+            (origin,) = stands.origins.clients
+            unary = stands.client.unary("Unary")
+
+            def calls() -> int:
+                count = 0
+                while origin.counters.connects < 5:
+                    assert unary(b"x", timeout=DEADLINE_S) == b"X"
+                    count += 1
+                return count
+
+            counts = await asyncio.wait_for(asyncio.gather(*(asyncio.to_thread(calls) for _ in range(4))), 30)
+            assert min(counts) > 5
+            assert not origin.counters.errors
 
 
 async def test_a_server_with_tls_of_its_own_is_reached_over_h2(tmp_path: Path) -> None:

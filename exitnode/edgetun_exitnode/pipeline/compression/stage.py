@@ -24,6 +24,8 @@ from edgetun_exitnode.pipeline.compression.verdict import TypeFilter, Verdict, d
 from edgetun_exitnode.pipeline.router import OpenFunction
 
 MEMO_HEADS = 2048
+BURST_BYTES = 256 * 1024
+"""What is compressed for one visitor in a turn of the loop: 1 to 3 ms."""
 MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
 _WEAK = re.compile(rb'(^|[, \t])W/(?=")')
 
@@ -295,7 +297,19 @@ def _rewrite(head: RequestHead, codings: tuple[bytes, ...]) -> RequestHead:
 class _Exchange:
     """One response on its way to a visitor who accepts a coding."""
 
-    __slots__ = ("_client", "_encoder", "_follower", "_held", "_is_over", "_is_settled", "_plan", "_sink")
+    __slots__ = (
+        "_burst",
+        "_client",
+        "_encoder",
+        "_follower",
+        "_held",
+        "_is_over",
+        "_is_paused",
+        "_is_resting",
+        "_is_settled",
+        "_plan",
+        "_sink",
+    )
 
     def __init__(self, plan: _Negotiated, client: ResponseSink) -> None:
         self._plan = plan
@@ -308,6 +322,9 @@ class _Exchange:
         self._is_settled = False
         """It is known that this response passes as it is."""
         self._is_over = False
+        self._is_paused = False
+        self._is_resting = False
+        self._burst = 0
 
     def opened(self, sink: RequestSink) -> RequestSink:
         """`open` returned: what did not come within it may take long."""
@@ -361,9 +378,27 @@ class _Exchange:
             self._client.on_data(output, True)
             return
         output = encoder.encode(data)
+        self._burst += len(data)
+        if self._burst >= BURST_BYTES:
+            self._rest()
         if output:
             stats.bytes_out += len(output)
             self._client.on_data(output, False)
+
+    def _rest(self) -> None:
+        """So much was compressed in one go that others must have their turn: a stored body would all come in this tick."""
+        self._burst = 0
+        sink = self._sink
+        if sink is not None and not self._is_resting:
+            self._is_resting = True
+            if not self._is_paused:
+                sink.pause_response()
+            self._plan.stage.scheduler.call_later(0.0, self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_resting = False
+        if not self._is_paused and not self._is_over and self._sink is not None:
+            self._sink.resume_response()
 
     def on_trailers(self, fields: Fields) -> None:
         self._begin()
@@ -431,8 +466,14 @@ class _Exchange:
 
     def pause_response(self) -> None:
         assert self._sink is not None
-        self._sink.pause_response()
+        if not self._is_paused:
+            self._is_paused = True
+            if not self._is_resting:
+                self._sink.pause_response()
 
     def resume_response(self) -> None:
         assert self._sink is not None
-        self._sink.resume_response()
+        if self._is_paused:
+            self._is_paused = False
+            if not self._is_resting:
+                self._sink.resume_response()

@@ -284,6 +284,28 @@ def test_pauses_and_an_upload_pass_through():
     assert visitor.names() == ["pause", "resume"]
 
 
+def test_a_body_that_comes_all_at_once_is_compressed_in_turns():
+    bench = Bench()
+    visitor, origin = bench.ask(ALL)
+    assert bench.sink is not None
+    origin.client.on_head(ResponseHead(200, (TYPE,)), False)
+    for _ in range(4):
+        origin.client.on_data(bytes(64 * 1024), False)
+    assert [call[0] for call in origin.calls] == ["pause"]
+    bench.sink.pause_response()
+    bench.time.advance(0)
+    assert [call[0] for call in origin.calls] == ["pause"], "the visitor has paused meanwhile"
+    bench.sink.resume_response()
+    assert [call[0] for call in origin.calls] == ["pause", "resume"]
+    for _ in range(4):
+        origin.client.on_data(bytes(64 * 1024), False)
+    bench.time.advance(0)
+    assert [call[0] for call in origin.calls] == ["pause", "resume"] * 2
+    origin.client.on_data(b"", True)
+    bench.time.advance(1)
+    assert decode(b"zstd", visitor.body) == bytes(512 * 1024)
+
+
 def test_without_room_for_an_encoder_streams_go_out_as_they_are():
     bench = Bench()
     bench.compressor.encoders.max_bytes = 1
