@@ -36,6 +36,11 @@ COMMANDS: dict[str, Command] = {
         "edgetun.settings:TcpSettings",
         "edgetun.streams:run_tcp",
     ),
+    "udp": Command(
+        "put a local UDP service behind an exit node, here and now",
+        "edgetun.settings:UdpSettings",
+        "edgetun.streams:run_udp",
+    ),
     "up": Command("run the tunnels of manifest files, here and now", "edgetun.settings:UpSettings", "edgetun.up:run"),
     "serve": Command(
         "be a public exit node that agents connect to", "edgetun.settings:ServeSettings", "edgetun.serve:run"

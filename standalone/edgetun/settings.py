@@ -77,6 +77,30 @@ class TcpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class UdpSettings:
+    """Puts a local UDP service behind an exit node in this very process: datagrams to --port go to it, and answers back."""
+
+    section: ClassVar[str] = "udp"
+
+    origin: str = setting(REQUIRED, "The local service: a port (53) or HOST:PORT.", positional=True)
+    port: int = setting(0, "Port for visitors; 0 takes a free one.", minimum=0, maximum=65535)
+    listen: str = setting("127.0.0.1", "Address to listen on.")
+    proxy_protocol: Literal["none", "v2"] = setting(
+        "none", "Tell the service who the visitor is, by a PROXY protocol header before every datagram."
+    )
+    max_connections: int = setting(
+        10_000, "Flows (visitors' addresses with ports) at one time; one more is dropped.", minimum=1
+    )
+    idle_s: float = setting(60.0, "Forget a flow that carried nothing for so long.", minimum=0.1)
+    metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")
+    state: Path | None = setting(None, "Folder for what the admin listener needs. Default: ~/.local/share/edgetun.")
+    drain_s: float = setting(1.0, "How long what is under way may take to end after Ctrl-C.", minimum=0)
+    json: bool = setting(False, "Log as JSON lines.")
+    quiet: bool = setting(False, "Log warnings and errors only, and show no display.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Lowest level to log.")
+
+
+@dataclass(frozen=True, slots=True)
 class UpSettings:
     """Runs the tunnels of manifest files in this very process."""
 

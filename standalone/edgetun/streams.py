@@ -1,4 +1,4 @@
-"""`edgetun tcp 5432`: a local service that speaks no HTTP behind an exit node, in one process."""
+"""`edgetun tcp 5432` and `edgetun udp 53`: a local service that speaks no HTTP behind an exit node, in one process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ipaddress
 
 from edgetun.foreground import foreground
 from edgetun.local_edge import LocalEdge
-from edgetun.settings import TcpSettings, default_state_dir
+from edgetun.settings import TcpSettings, UdpSettings, default_state_dir
 from edgetun_agent.origin.address import read_stream_origin
 from edgetun_core.errors import AddressUnavailable, ConfigError
 from edgetun_core.exits import ExitCode
 from edgetun_core.process import run_loop
 from edgetun_core.snapshot import OriginRule, PoolRule, Snapshot, StreamRule, TunnelRule
-from edgetun_exitnode.front.listening import bind_sockets, explain
+from edgetun_exitnode.front.listening import bind_sockets, bind_udp_sockets, explain
 
 TRIES = 5
 """A free port may be taken by somebody else before it is listened on."""
@@ -20,18 +20,23 @@ TRIES = 5
 
 def run_tcp(settings: TcpSettings) -> int:
     """Runs until it is stopped; returns the exit code."""
-    origin = OriginRule(
-        "default",
-        read_stream_origin(settings.origin, "tcp"),
-        proxy_protocol="" if settings.proxy_protocol == "none" else settings.proxy_protocol,
-    )
     for network in settings.trusted_proxy:
         _check_network(network)
-    stream = StreamRule("tcp", 0, settings.idle_s, settings.max_connections)
-    return run_loop(_run(settings, origin, stream, PoolRule(trusted_proxies=settings.trusted_proxy)))
+    return run_loop(_run(settings, "tcp", PoolRule(trusted_proxies=settings.trusted_proxy)))
 
 
-async def _run(settings: TcpSettings, origin: OriginRule, stream: StreamRule, pool: PoolRule) -> int:
+def run_udp(settings: UdpSettings) -> int:
+    """The same for UDP."""
+    return run_loop(_run(settings, "udp", PoolRule()))
+
+
+async def _run(settings: TcpSettings | UdpSettings, kind: str, pool: PoolRule) -> int:
+    origin = OriginRule(
+        "default",
+        read_stream_origin(settings.origin, kind),
+        proxy_protocol="" if settings.proxy_protocol == "none" else settings.proxy_protocol,
+    )
+    stream = StreamRule(kind, 0, settings.idle_s, settings.max_connections)
     async with foreground(settings) as shown:
         edge, port = await _listen(settings, origin, stream, pool)
         try:
@@ -52,11 +57,11 @@ async def _run(settings: TcpSettings, origin: OriginRule, stream: StreamRule, po
 
 
 async def _listen(
-    settings: TcpSettings, origin: OriginRule, stream: StreamRule, pool: PoolRule
+    settings: TcpSettings | UdpSettings, origin: OriginRule, stream: StreamRule, pool: PoolRule
 ) -> tuple[LocalEdge, int]:
     """An edge that listens; raises AddressUnavailable when the port that was asked for is taken."""
     for attempt in range(TRIES):
-        port = settings.port or _free_port(settings.listen)
+        port = settings.port or _free_port(stream.kind, settings.listen)
         edge = LocalEdge(quick_stream_snapshot(origin, stream, port, pool))
         try:
             await edge.listen(settings.listen, -1, -1, settings.state or default_state_dir())
@@ -88,9 +93,9 @@ def quick_stream_snapshot(origin: OriginRule, stream: StreamRule, port: int, poo
     )
 
 
-def _free_port(host: str) -> int:
+def _free_port(kind: str, host: str) -> int:
     try:
-        sockets = bind_sockets(host, 0)
+        sockets = bind_udp_sockets(host, 0) if kind == "udp" else bind_sockets(host, 0)
     except OSError as error:
         raise explain(error, host, 0, "--port") from error
     port = int(sockets[0].getsockname()[1])

@@ -60,6 +60,20 @@ def a_redis(folder: Path) -> Iterator[int]:
         yield port
 
 
+@contextmanager
+def a_dns_server(folder: Path) -> Iterator[int]:
+    """dnsmasq with a few names of its own, which asks nobody else; its port, UDP and TCP."""
+    port = free_port()
+    command = [
+        program("dnsmasq", "dnsmasq-base"), "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+        f"--port={port}", "--listen-address=127.0.0.1", "--bind-interfaces", "--address=/shop.example.com/192.0.2.7",
+        f"--txt-record=long.example.com,{','.join('x' * 200 for _ in range(12))}", "--edns-packet-max=4096",
+        f"--pid-file={folder / 'dnsmasq.pid'}", f"--user={getpass.getuser()}", "--cache-size=0",
+    ]  # fmt: skip
+    with a_daemon(command, port, folder / "dnsmasq.log"):
+        yield port
+
+
 class Sshd:
     """A running sshd that lets the user who runs the test in, by a key of the test's own."""
 

@@ -10,6 +10,7 @@ from edgetun_agent.origin.client import OriginClient
 from edgetun_agent.origin.h2_client import H2OriginClient
 from edgetun_agent.origin.health import OriginHealth
 from edgetun_agent.origin.tcp import TcpOrigin
+from edgetun_agent.origin.udp import UdpOrigin
 from edgetun_core.http.exchange import RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.snapshot import OriginRule, TunnelRule
@@ -41,6 +42,10 @@ def build_local_server(
     on_health: Callable[[LocalServer], None],
 ) -> LocalServer:
     """The client of an origin. Made on the event loop."""
+    if tunnel.stream is not None and tunnel.stream.kind == "udp":
+        return UdpOrigin(
+            rule, service=service, recent=recent, on_health=on_health, max_flows=tunnel.stream.max_connections
+        )
     if tunnel.stream is not None:
         return TcpOrigin(rule, service=service, recent=recent, on_health=on_health)
     kind = OriginClient if rule.protocol == "http1" else H2OriginClient

@@ -21,7 +21,9 @@ The rules, which every implementation keeps and `tests/conformance/` checks:
 7. An accepted upgrade: `open` with `head.protocol`, answered by `on_head(status=101 or 2xx to an extended CONNECT)`; from
    then on `send_data`/`on_data` carry raw bytes until each side says `end`. An upgrade request opens with `end=False`. The
    answering side may still call `on_reset` after its own `end`, as long as the requester has not said its own.
-8. Nothing here raises for a peer's sake. An implementation that fails calls `on_reset` with the error.
+8. An exchange whose head has the protocol `udp`, answered by 2xx, carries datagrams: each `send_data` and `on_data` without
+   `end` is one, which may also be empty; some may be lost or change places. Nobody pauses for them: who is full drops.
+9. Nothing here raises for a peer's sake. An implementation that fails calls `on_reset` with the error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Heads of exchanges that carry no HTTP: a TCP connection (`tcp`) or a UDP flow (`udp`) on its way to an agent.
 
-Such an exchange is an accepted upgrade from its first byte (exchange.py, rules 7 and 9): a CONNECT whose `protocol` is `tcp` or
+Such an exchange is an accepted upgrade from its first byte (exchange.py, rules 7 and 8): a CONNECT whose `protocol` is `tcp` or
 `udp`, answered with 200 once the local service is connected. Whoever does not know these protocols refuses a CONNECT.
 """
 

@@ -59,6 +59,25 @@ class Link(Protocol):
         """Drops the link at once; `on_closed` follows. Idempotent."""
 
 
+class DatagramLink(Link, Protocol):
+    """A link that also carries datagrams: unordered, each arrives whole or not at all (RFC 9221)."""
+
+    @property
+    def max_datagram_bytes(self) -> int:
+        """The most that one datagram carries; 0 when the peer takes none."""
+        ...
+
+    def write_datagrams(self, datagrams: list[bytes]) -> int:
+        """Sends datagrams when congestion lets it; returns how many older ones a full queue lost for them."""
+
+
+class DatagramUser(Protocol):
+    """A `LinkUser` that takes datagrams."""
+
+    def on_datagram(self, data: bytes) -> None:
+        """One datagram of the peer."""
+
+
 class LinkUser(Protocol):
     """What an engine calls."""
 

@@ -43,6 +43,8 @@ class AioquicConnection(QuicConnection):
                         sink.stream_data(event.stream_id, event.data)
                     if event.end_stream:
                         sink.stream_ended(event.stream_id)
+                case events.DatagramFrameReceived():
+                    sink.datagram(event.data)
                 case events.HandshakeCompleted():
                     sink.handshake_done(event.alpn_protocol)
                 case events.ConnectionIdIssued():
@@ -74,6 +76,14 @@ class AioquicConnection(QuicConnection):
     def is_congested(self) -> bool:
         loss = self._loss
         return loss.bytes_in_flight + MAX_PACKET_BYTES > loss.congestion_window
+
+    @property
+    def takes_datagrams(self) -> bool:
+        return (self._remote_max_datagram_frame_size or 0) > MAX_PACKET_BYTES
+
+    @property
+    def room_bytes(self) -> int:
+        return self._loss.congestion_window - self._loss.bytes_in_flight
 
     def has_settled(self) -> bool:
         return all(stream.sender._buffer_start == stream.sender._buffer_stop for stream in self._streams.values())

@@ -12,11 +12,12 @@ Hot path (see also quic_peer.py). `_lane_estimate` makes asking the library for 
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from collections import deque
+from typing import Final, Protocol, cast
 
 from edgetun_core.errors import EdgetunError, ProtocolError
-from edgetun_core.transport.link import HIGH_WATER_BYTES, LOW_WATER_BYTES, LinkUser
-from edgetun_core.transport.quic_connection import Connection
+from edgetun_core.transport.link import HIGH_WATER_BYTES, LOW_WATER_BYTES, DatagramUser, LinkUser
+from edgetun_core.transport.quic_connection import SAFE_DATAGRAM_BYTES, Connection
 from edgetun_core.transport.quic_peer import QuicPeer, Socket
 from edgetun_core.transport.quic_runs import Runs
 from edgetun_core.transport.udp import Address
@@ -26,6 +27,9 @@ REGULAR_LANES: Final = 4
 LANES: Final = 8
 OPENING: Final = bytes((VERSION, REGULAR_LANES, LANES, 0))
 
+MAX_WAITING_DATAGRAMS: Final = 1024
+"""Datagrams that wait for the congestion window; the oldest is dropped for the newest."""
+_PACKET_OVERHEAD_BYTES: Final = 40
 MAX_EARLY_BYTES: Final = 256 * 1024
 """What the listener keeps of lanes whose first packet, or lane 0's, is still on its way; more ends the link."""
 
@@ -47,6 +51,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     """One QUIC connection as a link; see `Link` for the contract."""
 
     __slots__ = (
+        "_datagrams",
         "_early",
         "_lane_estimate",
         "_lanes",
@@ -78,6 +83,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         self._early: dict[int, bytes] = {}
         self._lane_estimate: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._datagrams: deque[bytes] = deque()
 
     # --- the link
 
@@ -114,6 +120,33 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         if not self._scheduled:
             self._schedule()
 
+    @property
+    def max_datagram_bytes(self) -> int:
+        """See `DatagramLink`."""
+        return SAFE_DATAGRAM_BYTES if self._quic.takes_datagrams else 0
+
+    def write_datagrams(self, datagrams: list[bytes]) -> int:
+        """See `DatagramLink`."""
+        if self._closing is not None or self._ended:
+            return 0
+        waiting = self._datagrams
+        waiting.extend(datagrams)
+        lost = len(waiting) - MAX_WAITING_DATAGRAMS
+        for _ in range(lost):
+            waiting.popleft()
+        self._schedule()
+        return max(lost, 0)
+
+    def _feed_datagrams(self) -> None:
+        """Hands over what the congestion window takes; the rest waits here, where it can be dropped."""
+        quic = self._quic
+        waiting = self._datagrams
+        room = quic.room_bytes
+        while waiting and room > 0:
+            data = waiting.popleft()
+            room -= len(data) + _PACKET_OVERHEAD_BYTES
+            quic.send_datagram_frame(data)
+
     # --- called by the endpoint
 
     def start(self, address: Address) -> None:
@@ -131,6 +164,8 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     def _send_all(self) -> None:
         quic = self._quic
         runs = self._runs
+        if self._datagrams:
+            self._feed_datagrams()
         runs.feed()
         quic.transmit(time.monotonic(), self._endpoint.send)
         while runs.waiting and not self._endpoint.is_blocked and runs.feed():
@@ -223,6 +258,11 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
             if held and not self._ended:
                 assert self._user is not None
                 self._user.on_data(lane, held)
+
+    def datagram(self, data: bytes) -> None:
+        """See `DatagramUser`."""
+        if not self._ended and self.is_open and hasattr(self._user, "on_datagram"):
+            cast("DatagramUser", self._user).on_datagram(data)
 
     def stream_ended(self, stream_id: int) -> None:
         if not self._ended and self._closing is None:

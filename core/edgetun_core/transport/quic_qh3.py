@@ -79,6 +79,8 @@ class Qh3Connection(QuicConnection):
                         sink.stream_data(event.stream_id, event.data)
                     if event.end_stream:
                         sink.stream_ended(event.stream_id)
+                case events.DatagramFrameReceived():
+                    sink.datagram(event.data)
                 case events.HandshakeCompleted():
                     sink.handshake_done(event.alpn_protocol)
                 case events.ConnectionIdIssued():
@@ -143,6 +145,15 @@ class Qh3Connection(QuicConnection):
     def is_congested(self) -> bool:
         core = self._core
         return core is not None and core.bytes_in_flight + MAX_PACKET_BYTES > core.congestion_window
+
+    @property
+    def takes_datagrams(self) -> bool:
+        return (self._remote_max_datagram_frame_size or 0) > MAX_PACKET_BYTES
+
+    @property
+    def room_bytes(self) -> int:
+        core = self._core
+        return 0 if core is None else core.congestion_window - core.bytes_in_flight
 
     def has_settled(self) -> bool:
         return self._core is None or (self._core.bytes_in_flight == 0 and self.get_send_buffer_size() == 0)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from edgetun_core.errors import EdgetunError, NoSession
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
-from edgetun_core.transport.link import Link
+from edgetun_core.transport.link import DatagramLink, Link
+from edgetun_core.wire.datagrams import DatagramCounters, Datagrams
 from edgetun_core.wire.hello import CONNECT_TIMEOUT_S, Hello, Refusal, Welcome, Windows
 from edgetun_core.wire.session import Session
 from edgetun_core.wire.states import State
@@ -222,6 +223,11 @@ class SessionRunner:
         return 0 if self._session is None else self._session.mux.served_total
 
     @property
+    def datagrams(self) -> DatagramCounters | None:
+        """By which ways datagrams of UDP flows went."""
+        return None if self._session is None else self._session.mux.datagrams.counters
+
+    @property
     def hello(self) -> Hello | None:
         return self._offer if self._session is None else self._session.hello
 
@@ -251,8 +257,20 @@ class SessionRunner:
             windows=self._windows,
             connect_timeout_s=self._connect_timeout_s,
         )
+        self._session.mux.datagrams.path_bytes = getattr(link, "max_datagram_bytes", 0)
         self._learn_lanes()
         self._set_timer()
+
+    def on_datagram(self, data: bytes) -> None:
+        """A datagram of a link that has any (`DatagramUser`)."""
+        session = self._session
+        if session is None:
+            return
+        self.counters.bytes_in += len(data)
+        try:
+            session.receive_datagram(data)
+        except Exception as bug:
+            self._count(bug, "taking a datagram")
 
     def on_data(self, lane: int, data: bytes) -> None:
         session = self._session
@@ -307,11 +325,20 @@ class SessionRunner:
                 counters.bytes_out += len(data)
                 counters.writes += 1
                 link.write(lane, data)
+            datagrams = session.mux.datagrams
+            if datagrams.out:
+                self._write_datagrams(datagrams)
         except Exception as bug:
             self._on_bug_at_the_edge(bug)
         closed_with = session.closed_with
         if closed_with is not None:
             link.close(closed_with.code, closed_with.reason)
+
+    def _write_datagrams(self, datagrams: Datagrams) -> None:
+        link = cast("DatagramLink", self._link)  # only such a link has a path for them
+        out = datagrams.take()
+        self.counters.bytes_out += sum(map(len, out))
+        datagrams.counters.dropped += link.write_datagrams(out)
 
     # --- timers
 

@@ -55,6 +55,7 @@ class UdpSocket:
         "_fd",
         "_gso",
         "_loop",
+        "_max_queued_bytes",
         "_on_batch_end",
         "_on_datagrams",
         "_on_error",
@@ -72,8 +73,11 @@ class UdpSocket:
         on_datagrams: Callable[[bytes, int, Address], None],
         on_batch_end: Callable[[], None],
         on_error: Callable[[OSError], None],
+        *,
+        wanted_buffer_bytes: int = WANTED_BUFFER_BYTES,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
-        """Takes the socket over: bound, and connected when it has one peer only."""
+        """Takes the socket over: bound, and connected when it has one peer only. A buffer of 0 leaves the kernel's as it is."""
         sock.setblocking(False)
         self._sock = sock
         self._fd = sock.fileno()
@@ -90,7 +94,8 @@ class UdpSocket:
         self._closed = False
         self.dropped = 0
         """Datagrams that the full queue did not take, or that the kernel refused."""
-        self.buffer_bytes = _grow_buffers(sock)
+        self._max_queued_bytes = max_queued_bytes
+        self.buffer_bytes = _grow_buffers(sock, wanted_buffer_bytes)
         """What the kernel gave for receiving; less than `WANTED_BUFFER_BYTES` means loss at high speed."""
         self._loop.add_reader(self._fd, self._readable)
 
@@ -180,7 +185,7 @@ class UdpSocket:
 
     def _enqueue(self, datagrams: list[bytes], address: Address) -> None:
         size = sum(map(len, datagrams))
-        if self._queued_bytes + size > MAX_QUEUED_BYTES:
+        if self._queued_bytes + size > self._max_queued_bytes:
             self.dropped += len(datagrams)
             return
         self._queue.append((datagrams, address))
@@ -290,11 +295,13 @@ def _has_gso(sock: socket.socket) -> bool:
     return True
 
 
-def _grow_buffers(sock: socket.socket) -> int:
+def _grow_buffers(sock: socket.socket, wanted_bytes: int) -> int:
     global _told_small_buffer
+    if not wanted_bytes:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         try:
-            sock.setsockopt(socket.SOL_SOCKET, option, WANTED_BUFFER_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, option, wanted_bytes)
         except OSError:
             pass  # keeps what it has
     # Linux tells twice what may be used, to allow for its own book-keeping (socket(7)).

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from edgetun_core.errors import Cancelled, EdgetunError, ProtocolError
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, ResponseHead
+from edgetun_core.wire.datagrams import MAX_EARLY
 from edgetun_core.wire.flow import BODY, ENDED, NO_HEAD
 from edgetun_core.wire.frames import HEADER, WORD_HEAD, WORD_HEAD_END, WORD_INTERIM, SessionBroken, encode_reset
 from edgetun_core.wire.heads import decode_response, encode_response
@@ -197,6 +198,38 @@ class Outgoing(Exchange):
         del mux.exchanges[self.id]
 
 
+class OutgoingFlow(Outgoing):
+    """A UDP flow we opened: every `send_data` and `on_data` is one datagram, and no credit bounds them (datagrams.py)."""
+
+    __slots__ = ("early",)
+
+    def __init__(self, mux: Mux, number: int, lane: Lane, client: ResponseSink, end: bool, is_upgrade: bool) -> None:
+        super().__init__(mux, number, lane, client, end, is_upgrade)
+        self.early: list[bytes] = []
+
+    def send_data(self, data: bytes, end: bool) -> None:
+        if self.sending != BODY:
+            return
+        if end:
+            self._send(b"", True)
+        else:
+            self.mux.datagrams.send(self, data, is_known=self.receiving == BODY)
+
+    def receive_head(self, lane: Lane, block: bytes, end: bool) -> None:
+        super().receive_head(lane, block, end)
+        early, self.early = self.early, []
+        for data in early:
+            self.receive_datagram(data)
+
+    def receive_datagram(self, data: bytes) -> None:
+        if self.receiving == BODY:
+            self.take(data, False)
+        elif self.receiving == NO_HEAD and len(self.early) < MAX_EARLY:
+            self.early.append(data)  # what goes beside the lanes overtakes what goes on them
+        else:
+            self.mux.datagrams.counters.late += 1
+
+
 class Incoming(Exchange):
     """An exchange the peer opened."""
 
@@ -342,3 +375,19 @@ class Incoming(Exchange):
         mux = self.mux
         mux.served_now -= 1
         del mux.exchanges[self.id]
+
+
+class IncomingFlow(Incoming):
+    """A UDP flow the peer opened, see `OutgoingFlow`."""
+
+    __slots__ = ()
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        if end or self.sending != BODY:
+            super().on_data(b"", True)
+        else:
+            self.mux.datagrams.send(self, data, is_known=True)
+
+    def receive_datagram(self, data: bytes) -> None:
+        if self.receiving == BODY:
+            self.take(data, False)

@@ -37,6 +37,9 @@ END: Final = 0x80
 HEAD_END: Final = HEAD | END
 DATA_END: Final = DATA | END
 
+# Of an exchange that carries datagrams (datagrams.py); one of those that are skipped by who does not know them.
+DATAGRAM: Final = 0x40
+
 IGNORABLE_FROM: Final = 0x40
 IGNORABLE_TO: Final = 0x5F
 
@@ -81,6 +84,7 @@ NAMES: Final[dict[int, str]] = {
     RESET: "RESET",
     CREDIT: "CREDIT",
     MOVE: "MOVE",
+    DATAGRAM: "DATAGRAM",
     HEAD_END: "HEAD+END",
     DATA_END: "DATA+END",
 }

@@ -12,9 +12,11 @@ from typing import Final
 from edgetun_core.errors import Draining, EdgetunError, LimitExceeded, NoSession, ProtocolError
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
+from edgetun_core.http.stream import UDP
 from edgetun_core.wire import frames
+from edgetun_core.wire.datagrams import Datagrams
 from edgetun_core.wire.early import Early
-from edgetun_core.wire.exchanges import Incoming, Outgoing
+from edgetun_core.wire.exchanges import Incoming, IncomingFlow, Outgoing, OutgoingFlow
 from edgetun_core.wire.frames import (
     BULK_PAYLOAD_BYTES,
     DATA,
@@ -59,6 +61,7 @@ class Mux(Outlet):
         "_peer",
         "_refusal",
         "_serve_limit",
+        "datagrams",
         "exchanges",
         "is_agent",
         "now",
@@ -76,6 +79,7 @@ class Mux(Outlet):
         self.now = 0.0
         self.rtt_s: float | None = None
         self.exchanges: dict[int, Exchange] = {}
+        self.datagrams = Datagrams(self)
         # Opening: nothing before `start`, nothing after `stop_opening`.
         self._is_open = False
         self._refusal: EdgetunError = NoSession("the session is not open")
@@ -108,6 +112,14 @@ class Mux(Outlet):
     def expect_no_more_than(self, last_opened: int) -> None:
         """The peer drains: exchanges up to `last_opened` may still come in, none after it."""
         self._accept_to = self._awaited = last_opened
+
+    def end_flows(self) -> None:
+        """The session drains: UDP flows of our opening have no end to wait for, and begin anew where there is another session."""
+        for exchange in [one for one in self.exchanges.values() if isinstance(one, OutgoingFlow)]:
+            try:
+                exchange.fail(self._refusal)
+            except Exception as bug:  # noqa: BLE001 - as in `reset_all`
+                self._control.on_bug(bug)
 
     @property
     def last_opened(self) -> int:
@@ -146,6 +158,9 @@ class Mux(Outlet):
             except Exception as bug:  # noqa: BLE001 - a handler's bug must not keep the others from being told
                 self._control.on_bug(bug)
 
+    def _lane_resumed(self, lane: Lane) -> None:
+        self.datagrams.lane_resumed(lane)
+
     # --- opening
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
@@ -165,7 +180,8 @@ class Mux(Outlet):
         self.opened_now += 1
         lane = self._open_lane
         lane.load += 1
-        exchange = Outgoing(self, number, lane, client, end, head.protocol is not None)
+        kind = OutgoingFlow if head.protocol == UDP else Outgoing
+        exchange = kind(self, number, lane, client, end, head.protocol is not None)
         self.exchanges[number] = exchange
         out = lane.out
         if not out:
@@ -351,7 +367,8 @@ class Mux(Outlet):
                 raise SessionBroken(f"exchange {number}: DATA before HEAD")
             return
         self.served_now += 1
-        exchange = Incoming(self, number, lane, end, head.protocol is not None)
+        kind = IncomingFlow if head.protocol == UDP else Incoming
+        exchange = kind(self, number, lane, end, head.protocol is not None)
         self.exchanges[number] = exchange
         if early is not None:
             exchange.adopt(early)
@@ -384,6 +401,11 @@ class Mux(Outlet):
             self._receive_credit(lane, number, exchange, payload)
         elif kind == frames.RESET:
             self._receive_reset(lane, number, exchange, payload)
+        elif kind == frames.DATAGRAM:
+            if exchange is not None:
+                exchange.receive_datagram(payload)
+            elif self._is_yet_unopened(number):
+                raise SessionBroken(f"DATAGRAM of exchange {number}, which was never opened")
         elif frames.IGNORABLE_FROM <= kind <= frames.IGNORABLE_TO:
             pass  # of a later version that can do without an answer
         elif exchange is None:

@@ -134,6 +134,10 @@ class Outlet:
             if exchange.flow is not None:
                 exchange.flow.in_waiting = False
             exchange.pump()
+        self._lane_resumed(lane)
+
+    def _lane_resumed(self, lane: Lane) -> None:
+        """For what is not an exchange's body."""
 
     def _choose_open_lane(self) -> None:
         self._burst = OPENS_PER_LANE
@@ -147,6 +151,10 @@ class Outlet:
         return self.lanes[number]
 
     # --- writing
+
+    def wake(self) -> None:
+        """There is something to send that is not on a lane."""
+        self._control.wake()
 
     def mark(self, lane: Lane) -> None:
         """The lane's `out` is about to become non-empty."""

@@ -60,6 +60,9 @@ class Exchange(Sending):
         """Forgets the exchange."""
         raise NotImplementedError
 
+    def receive_datagram(self, data: bytes) -> None:
+        """A datagram; only exchanges that carry datagrams take any."""
+
     # --- receiving
 
     def receive_data(self, lane: Lane, data: bytes, end: bool) -> None:

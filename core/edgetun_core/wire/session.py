@@ -147,6 +147,11 @@ class Session:
         if self.state is State.DRAINING:
             self._settle()
 
+    def receive_datagram(self, data: bytes) -> None:
+        """Takes a datagram that came beside the lanes; those that come before the session is open are lost."""
+        if self.state in (State.OPEN, State.DRAINING):
+            self.mux.datagrams.receive(data)
+
     def data_to_send(self) -> list[tuple[int, bytes]]:
         """What to write on which lane, in order; after it, `closed_with` says whether the link is to be closed."""
         if self.state is State.DRAINING:
@@ -388,6 +393,7 @@ class Session:
     def _say_drain(self, deadline_s: float, reason: str) -> None:
         self._move(Event.DRAIN_SAID)
         self.mux.stop_opening(Draining(f"the session is draining: {reason or 'going away'}"))
+        self.mux.end_flows()
         self._drain_said = Drain(deadline_s=deadline_s, reason=reason[:1024], last_opened=self.mux.last_opened)
         self.mux.send_control(0, frames.DRAIN, encode_control(self._drain_said))
 

@@ -40,6 +40,37 @@ def bind_sockets(host: str, port: int, *, reuse_port: bool = False, dead_after_s
     return sockets
 
 
+def bind_udp_sockets(host: str, port: int) -> list[socket.socket]:
+    """The same for UDP: one socket per address of `host`."""
+    if host in ("", "*"):
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            wanted = sockets[0].getsockname()[1] if sockets else port
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+                sock.bind((address[0], wanted))
+            except OSError as error:
+                sock.close()
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+            else:
+                sockets.append(sock)
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    if not sockets:
+        raise missing or OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
+    return sockets
+
+
 def explain(error: OSError, host: str, port: int, flag: str) -> ConfigError:
     """Why an address cannot be listened on, and what to do; `flag` is the one that chooses the port."""
     if isinstance(error, socket.gaierror):

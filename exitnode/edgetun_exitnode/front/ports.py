@@ -15,8 +15,9 @@ from typing import Final
 from edgetun_core.errors import Cancelled, ConfigError, EdgetunError
 from edgetun_core.proxy_protocol import TrustedNetworks
 from edgetun_exitnode.front.context import FrontLimits
-from edgetun_exitnode.front.listening import bind_sockets, explain
+from edgetun_exitnode.front.listening import bind_sockets, bind_udp_sockets, explain
 from edgetun_exitnode.front.tcp import StreamConnection
+from edgetun_exitnode.front.udp import UdpFront
 from edgetun_exitnode.pipeline.streams import StreamPlan, StreamPlans
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class StreamFronts:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._host: str | None = None
-        self._fronts: dict[PortKey, TcpFront] = {}
+        self._fronts: dict[PortKey, TcpFront | UdpFront] = {}
         self._starting: dict[asyncio.Task[None], PortKey] = {}
         self._retry_at = 0.0
         self._sweep: asyncio.TimerHandle | None = None
@@ -111,14 +112,22 @@ class StreamFronts:
 
     def _start(self, key: PortKey, plan: StreamPlan) -> None:
         assert self._host is not None
+        kind, port = key
         try:
-            sockets = bind_sockets(self._host, key[1], dead_after_s=self.limits.write_stall_s + 15.0)
+            if kind == "udp":
+                udp = bind_udp_sockets(self._host, port)
+            else:
+                sockets = bind_sockets(self._host, port, dead_after_s=self.limits.write_stall_s + 15.0)
         except OSError as error:
-            problem = explain(error, self._host, key[1], "spec.tcp.port")
+            problem = explain(error, self._host, port, f"spec.{kind}.port")
             if key not in self.problems:
-                log.warning("tunnel %s is not served at TCP port %d: %s", plan.rule.id, key[1], problem)
+                log.warning("tunnel %s is not served at %s port %d: %s", plan.rule.id, kind.upper(), port, problem)
             self.problems[key] = problem
             self._retry_at = self.now + TRY_AGAIN_S
+            return
+        if kind == "udp":
+            self._fronts[key] = UdpFront(self, plan, udp)
+            self._is_free(key)
             return
         front = TcpFront(self, plan, sockets)
         task = self._loop.create_task(front.start(), name=f"listen on {key[0]} port {key[1]}")
@@ -132,8 +141,7 @@ class StreamFronts:
             return
         error = task.exception()
         if error is None:
-            if self.problems.pop(key, None) is not None:
-                log.info("TCP port %d is free now and listened on", key[1])
+            self._is_free(key)
             return
         front = self._fronts.pop(key, None)
         if front is not None:
@@ -144,11 +152,18 @@ class StreamFronts:
         self._retry_at = self.now + TRY_AGAIN_S
         log.warning("TCP port %d: %s", key[1], self.problems[key])
 
+    def _is_free(self, key: PortKey) -> None:
+        if self.problems.pop(key, None) is not None:
+            log.info("%s port %d is free now and listened on", key[0].upper(), key[1])
+
     def drop(self, tunnel_ids: set[str]) -> None:
         """Ends the connections of tunnels that are gone."""
         if tunnel_ids:
             for connection in [one for one in self.connections if one.plan.rule.id in tunnel_ids]:
                 connection.give_up(Cancelled("the tunnel is gone"))
+            for front in self._fronts.values():
+                if isinstance(front, UdpFront) and front.plan.rule.id in tunnel_ids:
+                    front.drop_flows("the tunnel is gone")
 
     # From connections.
 
@@ -164,7 +179,13 @@ class StreamFronts:
 
     def tell_failed(self, plan: StreamPlan, error: EdgetunError) -> None:
         """Logs a connection that came to nothing, rarely."""
-        self._tell("failed", plan.rule.id, "tunnel %s: a connection was reset: %s", plan.rule.id, error)
+        self._tell("failed", plan.rule.id, "tunnel %s: a connection (or flow) was ended: %s", plan.rule.id, error)
+
+    def tell_too_large(self, plan: StreamPlan, size: int, way: str) -> None:
+        """Logs a datagram that the tunnel does not take, rarely."""
+        most = plan.stream.max_datagram_bytes
+        text = "tunnel %s dropped a datagram of %d bytes %s a visitor: it takes %d (spec.udp.maxDatagram)"
+        self._tell("too large", plan.rule.id, text, plan.rule.id, size, way, most)
 
     def tell_wrong_header(self, address: str, error: EdgetunError) -> None:
         """A proxy that is trusted said nothing, or nonsense."""
@@ -193,6 +214,9 @@ class StreamFronts:
         self.now = now = self._clock()
         for connection in tuple(self.connections):
             connection.check_deadline(now, self.limits.head_s)
+        for front in self._fronts.values():
+            if isinstance(front, UdpFront):
+                front.sweep(now)
         if self.problems and now >= self._retry_at:
             self._retry_at = now + TRY_AGAIN_S
             self.follow()
@@ -205,8 +229,10 @@ class StreamFronts:
         self._fronts.clear()
 
     async def drain(self, deadline_s: float) -> None:
-        """Stops accepting; connections may end by themselves until the deadline."""
-        self.stop_accepting()
+        """Stops accepting; connections may end by themselves until the deadline. UDP flows have no end; they go last."""
+        for key in [key for key, front in self._fronts.items() if isinstance(front, TcpFront)]:
+            self._fronts.pop(key).close()
+        self._host = None
         if self.connections and deadline_s > 0:
             self._emptied = self._loop.create_future()
             try:

@@ -155,6 +155,11 @@ def _streams(node: ExitNode) -> Iterator[Metric]:
         for label, count in sums.items():
             family.add_metric([label], count)
         yield family
+    ways = CounterMetricFamily("edgetun_datagrams", "Datagrams to agents by their way.", labels=["way"])
+    counted = node.acceptor.datagrams
+    for way in ("by_datagram", "in_halves", "by_lane", "dropped", "late"):
+        ways.add_metric([way.rpartition("_")[2]], getattr(counted, way))
+    yield ways
     yield _gauge(
         "edgetun_stream_ports_unavailable",
         "Ports of tunnels that another program has, or that may not be used.",

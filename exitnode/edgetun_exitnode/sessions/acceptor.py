@@ -18,6 +18,7 @@ from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.snapshot import Snapshot
 from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
+from edgetun_core.wire.datagrams import DatagramCounters
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
 from edgetun_exitnode.sessions.registry import SessionRegistry
 
@@ -78,6 +79,8 @@ class SessionAcceptor:
         self._by_session_id: dict[str, SessionRunner] = {}
         self._cut_off_since: float | None = None
         self.is_draining = False
+        self._datagrams_before = DatagramCounters()
+        """Of sessions that are over."""
         self.opened_total = 0
         self.refused_total = 0
         self.revoked_total = 0
@@ -173,6 +176,8 @@ class SessionAcceptor:
 
     def on_session_closed(self, runner: SessionRunner, error: EdgetunError | None) -> None:
         self._registry.remove(runner)
+        if runner.datagrams is not None:
+            self._datagrams_before.add(runner.datagrams)
         admitted = self._admitted.pop(runner, None)
         hello = runner.hello
         if hello is not None and admitted is None:
@@ -182,6 +187,16 @@ class SessionAcceptor:
         if admitted is not None and hello is not None:
             log.info("agent %s left: %s", hello.agent_id, error or "closed in good order")
             self.on_change()
+
+    @property
+    def datagrams(self) -> DatagramCounters:
+        """How datagrams of UDP flows left for agents, over all sessions that there were."""
+        total = DatagramCounters()
+        total.add(self._datagrams_before)
+        for runner in self.runners:
+            if runner.datagrams is not None:
+                total.add(runner.datagrams)
+        return total
 
     def admitted(self) -> list[AdmittedSession]:
         """The sessions that stand, draining ones too."""

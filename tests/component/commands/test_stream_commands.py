@@ -1,4 +1,4 @@
-"""TCP tunnels as people use them: Redis and SSH behind `edgetun tcp`, `edgetun up`, and `edgetun serve` with an agent."""
+"""TCP and UDP tunnels as people use them: Redis, SSH and DNS behind `edgetun tcp`, `udp` and `up`, and `edgetun serve` with an agent."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import dns.exception
+import dns.flags
+import dns.message
+import dns.query
 import pytest
 
 from edgetun_core.exits import ExitCode
 from support.commands import Command, run
-from support.daemons import a_redis, an_sshd, program
+from support.daemons import a_dns_server, a_redis, an_sshd, program
 from support.serving import Server
 from support.streams import free_port
 from support.waiting import wait_for
@@ -119,12 +123,9 @@ def test_manifests_serve_tcp_and_follow_their_files(database: int, tmp_path: Pat
         assert edge.stop() == ExitCode.OK
 
 
-@pytest.mark.parametrize("transport", ["tls", "quic"])
-def test_an_agent_gets_a_port_of_the_server_and_keeps_it(
-    server: Server, database: int, tmp_path: Path, transport: str
-) -> None:
+def test_an_agent_gets_a_port_of_the_server_and_keeps_it(server: Server, database: int, tmp_path: Path) -> None:
     token = server.token()
-    flags = ("--origin", f"tcp://localhost:{database}", "--transport", transport)
+    flags = ("--origin", f"tcp://localhost:{database}", "--transport", "tls")
     ports = []
     for _ in range(2):
         with server.agent(token, tmp_path / "a", *flags) as agent:
@@ -140,3 +141,56 @@ def test_an_agent_gets_a_port_of_the_server_and_keeps_it(
     with server.agent(server.token(), tmp_path / "c", *flags[:2], "--port", str(ports[0])) as refused:
         assert refused.ended() == ExitCode.REFUSED
         assert f"TCP port {ports[0]} is taken by another tunnel" in refused.err
+
+
+def look_up(port: int, name: str, kind: str = "A") -> dns.message.Message:
+    """One question over UDP, asked again when there is no answer, as resolvers do."""
+    question = dns.message.make_query(name, kind, use_edns=0, payload=4096)
+    for _ in range(9):
+        try:
+            return dns.query.udp(question, "127.0.0.1", timeout=2, port=port)
+        except dns.exception.Timeout:
+            continue
+    raise AssertionError(f"no answer about {name}")
+
+
+def test_dns_behind_edgetun_udp(tmp_path: Path) -> None:
+    metrics = free_port()
+    with (
+        a_dns_server(tmp_path) as server_port,
+        Command(
+            "edgetun",
+            "udp",
+            str(server_port),
+            "--idle",
+            "1s",
+            "--metrics",
+            f"127.0.0.1:{metrics}",
+            "--state",
+            str(tmp_path),
+        ) as edge,
+    ):
+        port = int(edge.line(r"udp://127\.0\.0\.1:(\d+) -> udp://localhost:\d+")[1])
+        edge.line("ready in")
+        assert "192.0.2.7" in look_up(port, "shop.example.com").to_text()
+        long = look_up(port, "long.example.com", "TXT")
+        assert not long.flags & dns.flags.TC
+        assert len(long.to_wire()) > 2400
+        assert 'edgetun_stream_datagrams_in_total{tunnel="local/udp"}' in _metrics(metrics)
+        edge.line(r"UDP 127\.0\.0\.1:\d+ 200 ")  # a flow that was silent for its time is over, and in the list
+        assert edge.stop() == ExitCode.OK
+        assert "Traceback" not in edge.said
+
+
+def test_dns_behind_an_agent(server: Server, tmp_path: Path) -> None:
+    with (
+        a_dns_server(tmp_path) as server_port,
+        server.agent(
+            server.token(), tmp_path / "a", "--origin", f"udp://localhost:{server_port}", "--transport", "quic"
+        ) as agent,
+    ):
+        port = int(agent.line(r"udp://127\.0\.0\.1:(\d+) -> udp://localhost:")[1])
+        agent.line("ready in")
+        assert "192.0.2.7" in look_up(port, "shop.example.com").to_text()
+        assert len(look_up(port, "long.example.com", "TXT").to_wire()) > 2400
+        assert agent.stop() == ExitCode.OK

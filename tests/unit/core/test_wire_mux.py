@@ -676,7 +676,7 @@ class TestHostile:
 
     def test_frames_of_a_later_version_that_may_be_ignored_are(self):
         pair = Pair()
-        for kind in (0x40, 0x5F):
+        for kind in (0x41, 0x5F):
             pair.edge.session.receive(0, encode_frame(kind, 7, b"later"), 1.0)
         assert serve(pair, OK, b"x").body == b"x"
 
