@@ -18,7 +18,7 @@ from edgetun_core.http.message import Fields, Peer, ResponseHead
 from edgetun_core.http.stream import UDP, build_stream_head
 from edgetun_core.proxy_protocol import Endpoints
 from edgetun_core.transport.udp import Address, UdpSocket, plain_address, split_segments
-from edgetun_exitnode.front.servers import address_key
+from edgetun_exitnode.front.addresses import address_key
 from edgetun_exitnode.pipeline.streams import StreamPlan
 
 if TYPE_CHECKING:
