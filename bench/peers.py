@@ -1,4 +1,4 @@
-"""Finds or builds the systems that edgetun is measured beside: frp, rathole, piko, nginx, varnish, wrk.
+"""Finds or builds the systems that edgetun is measured beside: frp, rathole, piko, caddy, nginx, varnish, wrk.
 
 Built once, as a Go module or a crate by the ordinary clients, into a cache outside the clone
 (`~/.cache/edgetun-bench`, or `$EDGETUN_BENCH_CACHE`). Versions are pinned so that figures of different days compare.
@@ -22,6 +22,7 @@ CACHE = Path(os.environ.get("EDGETUN_BENCH_CACHE", "~/.cache/edgetun-bench")).ex
 BIN = CACHE / "bin"
 
 FRP = "github.com/fatedier/frp@v0.65.0"
+CADDY = "github.com/caddyserver/caddy/v2@v2.10.2"
 PIKO = "github.com/andydunstall/piko@v0.7.0"
 RATHOLE = "0.5.0"
 
@@ -86,6 +87,10 @@ def _build_piko() -> None:
     _build_go(PIKO, {"piko": "."})
 
 
+def _build_caddy() -> None:
+    _build_go(CADDY, {"caddy": "./cmd/caddy"})
+
+
 def _build_rathole() -> None:
     # Without --locked: the lock file's `time` does not compile with compilers since 1.80.
     features = ["--no-default-features", "--features", "server,client,tls,noise"]
@@ -103,6 +108,7 @@ PEERS = {
         Peer("frpc", FRP, _build_frp, BUILD_IT),
         Peer("rathole", RATHOLE, _build_rathole, BUILD_IT),
         Peer("piko", PIKO, _build_piko, BUILD_IT),
+        Peer("caddy", CADDY, _build_caddy, BUILD_IT),
     )
 }
 

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from edgetun_core.errors import EdgetunError, SessionLost
 from edgetun_core.transport.quic_peer import QuicPeer
@@ -29,6 +29,19 @@ QUIC_VERSION: Final = 1
 MIN_INITIAL_BYTES: Final = 1200
 CID_BYTES: Final = 8
 MAX_CID_BYTES: Final = 20
+
+
+class FirstContact(NamedTuple):
+    """What a client's first datagram says. `retry_cid` is empty when there was no Retry; the path carries `size_bytes`."""
+
+    cid: bytes
+    """Where it went: the id that the client chose for us, or that our Retry did."""
+    original_cid: bytes
+    """Where the client's very first datagram went."""
+    retry_cid: bytes
+    client_cid: bytes
+    """The client's own id; browsers' is empty."""
+    size_bytes: int
 
 
 class _Farewell:
@@ -132,6 +145,7 @@ class QuicEndpoint(Generic[P]):
         is_initial = data[0] & 0x30 == 0
         if not is_initial or not CID_BYTES <= len(cid) <= MAX_CID_BYTES or not self._admits(address):
             return
+        client_cid = data[7 + data[5] : 7 + data[5] + data[6 + data[5]]]
         original_cid, retry_cid = cid, b""
         if self._tokens is not None:
             token = initial_token(data)
@@ -143,32 +157,31 @@ class QuicEndpoint(Generic[P]):
             if opened is None or retry_cid != cid:
                 if retry_cid or (token and len(self._half_open) >= self._retry_from):
                     return  # a client takes one Retry and no second (RFC 9000 §17.2.5.2)
-                if len(self._half_open) >= self._retry_from:
-                    self._send_retry(data, cid, address)
+                # A client without an id of its own keeps the one that it chose for us, which must be as long as ours; if not,
+                # a Retry gives it one.
+                if len(self._half_open) >= self._retry_from or (not client_cid and len(cid) != CID_BYTES):
+                    self._send_retry(client_cid, cid, address)
                     return
-        connection, host_cid = self._make(original_cid, retry_cid, len(data))
+        connection, host_cid = self._make(FirstContact(cid, original_cid, retry_cid, client_cid, len(data)))
         self._half_open[connection] = self._loop.call_later(self._handshake_timeout_s, self._too_slow, connection)
         self._cids[connection] = []
         self.cid_issued(connection, cid)
-        self.cid_issued(connection, host_cid)
+        if host_cid != cid:
+            self.cid_issued(connection, host_cid)
         self._touched[connection] = None
         connection.take(data, len(data), address, time.monotonic())
 
-    def _send_retry(self, data: bytes, cid: bytes, address: Address) -> None:
+    def _send_retry(self, client_cid: bytes, cid: bytes, address: Address) -> None:
         assert self._tokens is not None
-        source = data[7 + data[5] : 7 + data[5] + data[6 + data[5]]]
-        if len(source) > MAX_CID_BYTES:
+        if len(client_cid) > MAX_CID_BYTES:
             return
         retry_cid = os.urandom(CID_BYTES)
         token = self._tokens().make(address, cid, retry_cid, time.time())
         self.retries_sent += 1
-        self._udp.send([retry_packet(source, retry_cid, cid, token)], address)
+        self._udp.send([retry_packet(client_cid, retry_cid, cid, token)], address)
 
-    def _make(self, original_cid: bytes, retry_cid: bytes, first_bytes: int) -> tuple[P, bytes]:
-        """A connection that begins, and the connection id it chose; `retry_cid` is empty when there was no Retry.
-
-        `first_bytes` is the size of the client's first datagram: the path carries that much.
-        """
+    def _make(self, first: FirstContact) -> tuple[P, bytes]:
+        """A connection that begins, and the connection id it chose."""
         raise NotImplementedError
 
     def _admits(self, address: Address) -> bool:

@@ -15,7 +15,7 @@ from edgetun_core.pki import ServerIdentity
 from edgetun_core.transport.failures import describe_listen_error
 from edgetun_core.transport.link import ALPN, LinkUser
 from edgetun_core.transport.quic_driver import QuicLink
-from edgetun_core.transport.quic_endpoint import QuicEndpoint
+from edgetun_core.transport.quic_endpoint import FirstContact, QuicEndpoint
 from edgetun_core.transport.quic_library import library
 from edgetun_core.transport.quic_peer import CLOSE_TIMEOUT_S
 from edgetun_core.transport.udp import bind_udp
@@ -54,9 +54,9 @@ class QuicListener(QuicEndpoint[QuicLink]):
             self._configuration = self._library.server_configuration(self._identity)
             self._identity_version = self._identity.version
 
-    def _make(self, original_cid: bytes, retry_cid: bytes, first_bytes: int) -> tuple[QuicLink, bytes]:
+    def _make(self, first: FirstContact) -> tuple[QuicLink, bytes]:
         self._prepare()
-        connection = self._library.accept(self._configuration, original_cid)
+        connection = self._library.accept(self._configuration, first.original_cid)
         return QuicLink(self._engine, connection, self, None, is_dialler=False), connection.host_cid
 
     # --- called by the links

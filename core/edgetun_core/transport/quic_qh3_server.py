@@ -16,9 +16,11 @@ from qh3._hazmat import Buffer
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnectionError
+from qh3.quic.crypto import CIPHER_SUITES, derive_key_iv_hp
 from qh3.quic.packet import QuicProtocolVersion
 
 from edgetun_core.pki import ServerIdentity
+from edgetun_core.transport.quic_endpoint import FirstContact
 from edgetun_core.transport.quic_qh3 import Qh3Connection
 from edgetun_core.transport.udp import Address
 
@@ -27,6 +29,8 @@ MAX_PACKET_BYTES: Final = 1452
 MAX_STREAMS: Final = 100
 """Requests that a client may have open: the library's number, which it announces itself."""
 _MIN_PACKET_BYTES: Final = 1200
+_INITIAL_SALT: Final = bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")
+"""RFC 9001 §5.2, QUIC version 1."""
 
 
 class Shown(NamedTuple):
@@ -104,9 +108,9 @@ class Server:
         )
         self._by_size: dict[int, QuicConfiguration] = {}
 
-    def accept(self, original_cid: bytes, retry_cid: bytes, first_bytes: int) -> Qh3ServerConnection:
-        """A connection that begins. `first_bytes` is the size of the client's first datagram."""
-        size = max(_MIN_PACKET_BYTES, min(first_bytes, MAX_PACKET_BYTES))
+    def accept(self, first: FirstContact) -> Qh3ServerConnection:
+        """A connection that begins."""
+        size = max(_MIN_PACKET_BYTES, min(first.size_bytes, MAX_PACKET_BYTES))
         configuration = self._by_size.get(size)
         if configuration is None:
             # The library wants a certificate from the start; the client's hello says which one it really is.
@@ -119,7 +123,7 @@ class Server:
                 certificate_chain=any_one.chain,
                 private_key=any_one.private_key,
             )
-        return Qh3ServerConnection(self, configuration, original_cid, retry_cid)
+        return Qh3ServerConnection(self, configuration, first)
 
 
 class _UnrecognizedName(tls.Alert):
@@ -144,17 +148,20 @@ class _OneEvent:
 class Qh3ServerConnection(Qh3Connection):
     """One connection. `server_name` is known when the first event is told."""
 
-    def __init__(self, server: Server, configuration: QuicConfiguration, original_cid: bytes, retry_cid: bytes) -> None:
+    def __init__(self, server: Server, configuration: QuicConfiguration, first: FirstContact) -> None:
         super().__init__(
             configuration=configuration,
-            original_destination_connection_id=original_cid,
-            retry_source_connection_id=retry_cid or None,
+            original_destination_connection_id=first.original_cid,
+            retry_source_connection_id=first.retry_cid or None,
             session_ticket_fetcher=self._fetch_ticket,
             session_ticket_handler=server.tickets.put,
         )
         self._server = server
         self.server_name = ""
-        if retry_cid:
+        self._is_client_nameless = not first.client_cid
+        if self._is_client_nameless:
+            self.host_cid = first.cid
+        if first.retry_cid:
             self._received_bytes = 1 << 40  # the address is validated: nothing to count
 
     @property
@@ -162,8 +169,36 @@ class Qh3ServerConnection(Qh3Connection):
         """The client's first flight carried requests that were taken (RFC 9001 §4.6)."""
         return self._tls is not None and self._tls.tls.early_data_accepted
 
+    def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
+        if not self._is_client_nameless:
+            super()._create_core(remote_addr, initial_dcid, now)
+            return
+        # Browsers choose a connection id of no length. The core would go on to send to the id that the client had chosen for
+        # us, so it is told of none; then it takes only packets to an id of ours, so ours is what the client chose; and the
+        # keys of the Initial packets, which follow from that id (RFC 9001 §5.2), are put in from here.
+        super()._create_core(remote_addr, b"", now)
+        core = self._core
+        assert core is not None
+        suite = tls.CipherSuite.AES_128_GCM_SHA256
+        hp_name, aead_name = CIPHER_SUITES[suite]
+        secret = tls.hkdf_extract(256, _INITIAL_SALT, initial_dcid)
+        for direction, label in (("receive", b"client in"), ("send", b"server in")):
+            own = tls.hkdf_expand_label(256, secret, label, b"", 32)
+            keys = derive_key_iv_hp(cipher_suite=suite, secret=own, version=QuicProtocolVersion.VERSION_1)
+            core.install_packet_key(
+                direction,
+                int(tls.Epoch.INITIAL),
+                (aead_name.decode(), hp_name.decode()),
+                *keys,
+                0,
+                own,
+                QuicProtocolVersion.VERSION_1,
+            )
+
     def _create_tls(self, remote_source_cid: bytes | None) -> Any:
         bridge = super()._create_tls(remote_source_cid)
+        # The library learns an id that is there, and takes one of no length (browsers choose it) for not known.
+        bridge.remote_initial_source_connection_id = b""
         context = bridge.tls
         handle = context._server_handle_hello
 

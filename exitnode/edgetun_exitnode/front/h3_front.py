@@ -19,7 +19,7 @@ from edgetun_core.http.message import Field, Peer, RequestHead
 from edgetun_core.http.multiplexed import ReceivedRequest, read_request
 from edgetun_core.http.qpack import SectionDecoder
 from edgetun_core.memo import Memo
-from edgetun_core.transport.quic_endpoint import RETRY_FROM, QuicEndpoint
+from edgetun_core.transport.quic_endpoint import RETRY_FROM, FirstContact, QuicEndpoint
 from edgetun_core.transport.quic_qh3_server import Server, Shown, shown
 from edgetun_core.transport.quic_retry import RetryTokens
 from edgetun_core.transport.udp import Address, bind_udp, plain_address
@@ -178,8 +178,8 @@ class H3Front(QuicEndpoint[H3Connection]):
 
     # --- connections (QuicEndpoint)
 
-    def _make(self, original_cid: bytes, retry_cid: bytes, first_bytes: int) -> tuple[H3Connection, bytes]:
-        quic = self._server.accept(original_cid, retry_cid, first_bytes)
+    def _make(self, first: FirstContact) -> tuple[H3Connection, bytes]:
+        quic = self._server.accept(first)
         self.counters.tls_handshakes += 1
         return H3Connection(quic, self), quic.host_cid
 
