@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import CLIENT_CORE, PYTHON, ROOT, Process, Running, Stage, free_port, get_status, wait_until
+from harness import CLIENT_CORE, PYTHON, ROOT, Process, Running, Stage, free_port, get_status, is_listening, wait_until
 from peers import require
 
 from edgetun_core.pki import DevelopmentCA
@@ -34,15 +36,19 @@ def _nginx(stage: Stage, name: str, http: str, core: int, pid_name: str) -> Proc
 
 
 @contextmanager
-def nginx_origin(*, fresh_s: int | None = None) -> Iterator[Running]:
-    """A strong origin on the client's core that answers every path with 1 KB."""
+def nginx_origin(*, fresh_s: int | None = None, body_bytes: int = 1024) -> Iterator[Running]:
+    """A strong origin on the client's core that answers every path with the same body, 1 KB by default."""
     port = free_port()
     caching = f'add_header Cache-Control "max-age={fresh_s}";' if fresh_s is not None else ""
     with Stage() as stage:
+        answer = f"return 200 '{ONE_KB}';"
+        if body_bytes != len(ONE_KB):
+            (stage.folder / "body.txt").write_text("x" * body_bytes)
+            answer = f"root {stage.folder}; try_files /body.txt =404;"
         process = _nginx(
             stage,
             "origin",
-            f"server {{ listen 127.0.0.1:{port} backlog=4096; {caching} location / {{ return 200 '{ONE_KB}'; }} }}",
+            f"server {{ listen 127.0.0.1:{port} backlog=4096; {caching} location / {{ {answer} }} }}",
             CLIENT_CORE,
             "origin",
         )
@@ -94,9 +100,9 @@ def nginx_proxy(origin: Running) -> Iterator[Running]:
 
 @contextmanager
 def nginx_cache(
-    origin: Running, certificate: tuple[Path, Path] | None = None, *, fresh: str = "60s"
+    origin: Running, certificate: tuple[Path, Path] | None = None, *, fresh: str = "60s", h2: bool = False
 ) -> Iterator[Running]:
-    """nginx with proxy_cache, and collapsing by proxy_cache_lock; over TLS 1.3 when it has a certificate."""
+    """nginx with proxy_cache, and collapsing by proxy_cache_lock; over TLS 1.3 when it has a certificate, `h2` with HTTP/2."""
     port = free_port()
     with Stage() as stage:
         tls = ""
@@ -108,7 +114,7 @@ def nginx_cache(
             "cache",
             f"""proxy_cache_path {stage.folder}/cache keys_zone=one:10m use_temp_path=off;
             server {{
-                listen 127.0.0.1:{port} {"ssl" if tls else ""} backlog=4096; {tls}
+                listen 127.0.0.1:{port} {"ssl" if tls else ""} {"http2" if h2 else ""} backlog=4096; {tls}
                 location / {{
                     proxy_pass http://127.0.0.1:{origin.port}; proxy_cache one; proxy_cache_valid 200 {fresh};
                     proxy_cache_lock on; proxy_cache_use_stale updating;
@@ -143,6 +149,73 @@ def varnish(origin: Running, *, fresh: str = "3600s") -> Iterator[Running]:
         )  # fmt: skip
         wait_until("varnish", lambda: get_status(port) == 200, [process])
         yield Running(port, (process,))
+
+
+@contextmanager
+def nginx_tls(origin: Running, host: str, *, h2: bool = False) -> Iterator[Running]:
+    """nginx with proxy_cache over TLS 1.3, with a certificate of its own for `host`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files, _ = write_certificate(Path(folder), [host])
+        with nginx_cache(origin, files, h2=h2) as running:
+            yield Running(running.port, running.servers, host, "https")
+
+
+@contextmanager
+def h2o_files(host: str, body_bytes: int) -> Iterator[Running]:
+    """h2o over TLS with a file of this size: it has no cache for what it proxies."""
+    port = free_port()
+    with Stage() as stage:
+        (cert, key), _ = write_certificate(stage.folder, [host])
+        _write_page(stage, body_bytes)
+        config = stage.write(
+            "h2o.conf",
+            f"""num-threads: 1
+user: {getpass.getuser()}
+listen: {{host: 127.0.0.1, port: {port}, ssl: {{certificate-file: {cert}, key-file: {key}}}}}
+hosts: {{default: {{paths: {{"/": {{file.dir: {stage.folder}/pages}}}}}}}}
+""",
+        )
+        process = stage.start("h2o", [require("h2o"), "-c", config])
+        wait_until("h2o", lambda: is_listening(port), [process])
+        yield Running(port, (process,), host, "https")
+
+
+@contextmanager
+def caddy_files(host: str, body_bytes: int) -> Iterator[Running]:
+    """Caddy over TLS with a file of this size, on one thread: without a module of others it has no cache either."""
+    port = free_port()
+    with Stage() as stage:
+        (cert, key), _ = write_certificate(stage.folder, [host])
+        _write_page(stage, body_bytes)
+        config = stage.write(
+            "Caddyfile",
+            f"""{{
+    auto_https off
+    admin off
+    log {{
+        level ERROR
+    }}
+}}
+https://{host}:{port} {{
+    bind 127.0.0.1
+    tls {cert} {key}
+    root * {stage.folder}/pages
+    file_server
+}}
+""",
+        )
+        home = {"GOMAXPROCS": "1", "HOME": str(stage.folder), "XDG_DATA_HOME": str(stage.folder)}
+        process = stage.start(
+            "caddy", [require("caddy"), "run", "--config", config, "--adapter", "caddyfile"], env=home
+        )
+        wait_until("caddy", lambda: is_listening(port), [process])
+        yield Running(port, (process,), host, "https")
+
+
+def _write_page(stage: Stage, body_bytes: int) -> None:
+    pages = stage.folder / "pages"
+    pages.mkdir()
+    (pages / "index.html").write_text("x" * body_bytes)
 
 
 def write_certificate(folder: Path, names: list[str]) -> tuple[tuple[Path, Path], str]:

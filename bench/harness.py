@@ -292,6 +292,40 @@ def wrk(program: str, running: Running, *, connections: int, seconds: float, hea
     return parse_wrk(done.stdout)
 
 
+@dataclass(frozen=True, slots=True)
+class H2loadResult:
+    rps: float
+    requests: int
+    mean_ms: float
+    errors: int
+
+
+def parse_h2load(text: str) -> H2loadResult:
+    """Reads what `h2load` prints."""
+    rate = re.search(r"^finished in [\d.]+m?s, ([\d.]+) req/s", text, re.MULTILINE)
+    counts = re.search(
+        r"^requests: \d+ total, \d+ started, \d+ done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout",
+        text,
+        re.MULTILINE,
+    )
+    times = re.search(r"^time for request:\s+\S+\s+\S+\s+([\d.]+)(us|ms|s)\s", text, re.MULTILINE)
+    if rate is None or counts is None:
+        raise BenchError(f"h2load said something unexpected:\n{text}")
+    mean_ms = float(times[1]) * _WRK_UNITS[times[2]] if times is not None else 0.0
+    # "errored" are part of "failed"
+    return H2loadResult(float(rate[1]), int(counts[1]), mean_ms, int(counts[2]) + int(counts[4]))
+
+
+def h2load(program: str, running: Running, *, connections: int, streams: int, requests: int) -> H2loadResult:
+    """So many requests by one thread of h2load on the client's core, over HTTP/2."""
+    command = ["taskset", "-c", str(CLIENT_CORE), program, "-t1", f"-c{connections}", f"-m{streams}", f"-n{requests}"]
+    command += [f"--connect-to=127.0.0.1:{running.port}", f"{running.scheme}://{running.host}:{running.port}/"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode or "Application protocol: h2" not in done.stdout:
+        raise BenchError(f"h2load failed: {done.stderr.strip() or done.stdout.strip()}")
+    return parse_h2load(done.stdout)
+
+
 def edgetun_load(running: Running, *arguments: str, core: int = CLIENT_CORE) -> dict[str, Any]:
     """`edgetun load --json` on the client's core; its result as it printed it."""
     command = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from harness import BenchError, Column, Row, Running, cpu_of, wrk
 from peers import require
@@ -17,14 +17,16 @@ COLUMNS = [
 ]
 
 
-def keep_alive_run(arguments: argparse.Namespace) -> Callable[[Running, Row], None]:
-    """Warms a subject up, then measures it for `arguments.seconds`."""
+def keep_alive_run(
+    arguments: argparse.Namespace, *, headers: Sequence[str] = (), body_bytes: int = 1024
+) -> Callable[[Running, Row], None]:
+    """Warms a subject up, then measures it for `arguments.seconds`. `headers` are sent with every request."""
     program = require("wrk")
 
     def one(running: Running, row: Row) -> None:
-        wrk(program, running, connections=64, seconds=min(1.0, arguments.seconds))  # warm up
+        wrk(program, running, connections=64, seconds=min(1.0, arguments.seconds), headers=headers)  # warm up
         with cpu_of(running) as spent:
-            result = wrk(program, running, connections=64, seconds=arguments.seconds)
+            result = wrk(program, running, connections=64, seconds=arguments.seconds, headers=headers)
         if not result.requests:
             raise BenchError("it answered nothing")
         row.add(
@@ -33,6 +35,8 @@ def keep_alive_run(arguments: argparse.Namespace) -> Callable[[Running, Row], No
             p50=result.p50_ms,
             p99=result.p99_ms,
             errors=result.errors,
+            mb=result.rps * body_bytes / 1e6,
+            mb_cpu=result.requests * body_bytes / 1e6 / spent[0],
         )
 
     return one

@@ -79,7 +79,7 @@ class Outlet(Generic[S]):
 
     # Taken by whoever has the transport.
 
-    def data_to_send(self, most_bytes: int = 256 * 1024) -> bytes:
+    def data_to_send(self, most_bytes: int = 128 * 1024) -> bytes:
         """Everything that can go now, in one piece of about `most_bytes` at most; empty when there is nothing."""
         if (self.schedule or self._held) and not self.is_blocked:
             self._produce(most_bytes)
@@ -117,16 +117,16 @@ class Outlet(Generic[S]):
         left = most_bytes
         while left > 0 and self.send_window > 0 and schedule:
             stream = schedule.pop()
-            left -= self._send_frame(stream, largest, out)
+            left -= self._send_turn(stream, largest, out)
         if self.full:
             self._tell_of_room()
 
-    def _send_frame(self, stream: Stream, largest: int, out: list[bytes | memoryview]) -> int:
-        """One DATA frame of a stream that has data and a window; puts it back in turn when more can go."""
+    def _send_turn(self, stream: Stream, largest: int, out: list[bytes | memoryview]) -> int:
+        """DATA frames of a stream that has data and a window, as many as its turn has; puts it back when more can go."""
         queue = stream.queue
         data = queue[0]
         size = len(data)
-        most = min(largest, self.send_window, stream.send_window)
+        most = min(largest * stream.turn_frames, self.send_window, stream.send_window)
         if size > most:
             whole = memoryview(data)
             queue[0] = whole[most:]
@@ -139,7 +139,19 @@ class Outlet(Generic[S]):
         stream.sent_bytes += size
         self.queued(-size)
         ends = stream.ends and not queue and stream.trailer_block is None
-        out.append(_pack(size >> 16, size & 0xFFFF, 0, END_STREAM if ends else 0, stream.id))
+        left = size
+        if size > largest:
+            header = _pack(largest >> 16, largest & 0xFFFF, 0, 0, stream.id)
+            whole = memoryview(data)
+            at = 0
+            while left > largest:
+                out.append(header)
+                out.append(whole[at : at + largest])
+                at += largest
+                left -= largest
+            data = whole[at:]
+            self.guard.sent_data()
+        out.append(_pack(left >> 16, left & 0xFFFF, 0, END_STREAM if ends else 0, stream.id))
         out.append(data)
         if size >= WORTH_AN_UPDATE_BYTES:
             self.guard.sent_data()

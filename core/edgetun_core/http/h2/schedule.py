@@ -2,7 +2,7 @@
 
 Responses of one urgency that are of use only whole come one after the other, oldest first; those that are incremental, or of
 which nobody said anything, share by turns. The first kind takes one turn among the second. So that nothing starves, every 16th
-frame goes to the least urgent that waits.
+turn goes to the least urgent that waits.
 """
 
 from __future__ import annotations

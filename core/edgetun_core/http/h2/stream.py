@@ -6,7 +6,7 @@ Fronts and clients subclass it and implement the `on_...` calls; none of them ma
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgetun_core.errors import EdgetunError
 from edgetun_core.http.h2.frames import END_HEADERS, END_STREAM, HEADER, HEADERS, Code, build_headers
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgetun_core.http.h2.outlet import Outlet
 
 _pack = HEADER.pack
+TURN_FRAMES: Final = 4
+"""DATA frames that a stream sends in its turn; one that is wanted piece by piece sends one."""
 _WHOLE_HEADERS = END_HEADERS | END_STREAM
 
 
@@ -50,6 +52,7 @@ class Stream:
         "sent_bytes",
         "state",
         "trailer_block",
+        "turn_frames",
         "unreturned",
         "urgency",
         "withheld",
@@ -72,6 +75,7 @@ class Stream:
         self.awaits_head = True
         self.urgency = 3
         self.in_order = False
+        self.turn_frames = TURN_FRAMES
         self.is_scheduled = False
         self.is_full = False
         self.is_paused = False
@@ -223,5 +227,6 @@ class Stream:
         schedule.remove(self)
         self.urgency = 3 if priority is None else priority.urgency
         self.in_order = priority is not None and not priority.incremental
+        self.turn_frames = 1 if priority is not None and priority.incremental else TURN_FRAMES
         if is_scheduled:
             schedule.add(self)
