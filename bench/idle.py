@@ -1,4 +1,4 @@
-"""Idle visitors: what 10,000 keep-alive connections, each of which asked once, cost the exit node and the agent.
+"""Idle visitors: what 10,000 keep-alive connections, each of which asked once, cost the exit node and the agent; and over TLS.
 
 python bench/idle.py [--connections 10000] [--quick]
 """
@@ -9,13 +9,17 @@ import contextlib
 import os
 import resource
 import socket
+import ssl
 import time
 from functools import partial
 
 import rivals
 import subjects
-from baselines import nginx_origin, nginx_proxy
+from baselines import ONE_KB, nginx_cache, nginx_origin, nginx_proxy, nginx_tls
 from harness import CLIENT_CORE, BenchError, Column, Row, Running, Subject, measure, parse_arguments, report, run_main
+
+from edgetun_core.http.h2 import PREFACE, render_block
+from edgetun_core.http.h2.frames import SETTINGS_ACK, build_headers, build_settings
 
 COLUMNS = [
     Column("edge", "bytes each, edge"),
@@ -35,11 +39,17 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.sched_setaffinity(0, {CLIENT_CORE})
 
-    def one(running: Running, row: Row) -> None:
+    def one(running: Running, row: Row, *, h2: bool = False) -> None:
         request = f"GET / HTTP/1.1\r\nHost: {running.host}\r\n\r\n".encode()
+        tls = _trusting_all(h2) if running.scheme == "https" else None
 
         def ask(stack: contextlib.ExitStack) -> None:
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=20))
+            if tls is not None:
+                sock = stack.enter_context(tls.wrap_socket(sock, server_hostname=running.host))
+            if h2:
+                _ask_h2(sock, running.host)
+                return
             sock.sendall(request)
             if not sock.recv(65536).startswith(b"HTTP/1.1 200"):
                 raise BenchError("a visitor was not answered 200")
@@ -60,6 +70,7 @@ def main() -> None:
             if len(grown) > 1:
                 row.add(agent=grown[1] / count)
 
+    alone: list[Row] = []
     with nginx_origin() as origin:
         the_subjects: dict[str, Subject] = {
             "edgetun TLS": partial(subjects.tunnel, origin, transport="tls"),
@@ -70,6 +81,39 @@ def main() -> None:
         }
         rows = measure(the_subjects, one, repeats=arguments.repeats, only=arguments.only)
     report("idle", f"{count:,} idle visitors, plain HTTP, one request each", rows, COLUMNS, arguments)
+
+    with nginx_origin(fresh_s=3600) as origin:
+        for name, subject, h2 in (
+            ("edgetun, plain", partial(subjects.http, origin, cache="1h"), False),
+            ("edgetun, TLS", partial(subjects.http, origin, cache="1h", https=True), False),
+            ("edgetun, HTTP/2 over TLS", partial(subjects.http, origin, cache="1h", https=True), True),
+            ("nginx proxy_cache, plain", partial(nginx_cache, origin), False),
+            ("nginx proxy_cache, TLS", partial(nginx_tls, origin, subjects.HOST), False),
+            ("nginx proxy_cache, HTTP/2 over TLS", partial(nginx_tls, origin, subjects.HOST, h2=True), True),
+        ):
+            alone += measure({name: subject}, partial(one, h2=h2), repeats=arguments.repeats, only=arguments.only)
+    title = f"{count:,} idle visitors at an exit node alone, one cached request each"
+    report("idle-tls", title, alone, [COLUMNS[0], COLUMNS[2]], arguments)
+
+
+def _trusting_all(h2: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2" if h2 else "http/1.1"])
+    return context
+
+
+def _ask_h2(sock: socket.socket, host: str) -> None:
+    """One request over HTTP/2, and the acknowledgement that is owed."""
+    fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", host.encode()), (b":path", b"/")]
+    sock.sendall(PREFACE + build_settings({}) + SETTINGS_ACK + build_headers(1, render_block(fields), 16_384, end=True))
+    received = b""
+    while len(received) < len(ONE_KB):
+        piece = sock.recv(65536)
+        if not piece:
+            raise BenchError("a visitor was not answered over HTTP/2")
+        received += piece
 
 
 if __name__ == "__main__":

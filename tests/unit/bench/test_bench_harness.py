@@ -77,3 +77,20 @@ def test_a_process_that_dies_is_told_with_what_it_said(harness: ModuleType) -> N
         dying = stage.start("dying", [sys.executable, "-c", "import sys; sys.exit('no such port')"])
         with pytest.raises(harness.BenchError, match=r"ready: died\n--- dying\nno such port"):
             harness.wait_until("ready", lambda: False, [dying])
+
+
+H2LOAD = """
+Application protocol: h2
+finished in 3.14s, 19089.23 req/s, 19.74MB/s
+requests: 60000 total, 60000 started, 60000 done, 59990 succeeded, 10 failed, 4 errored, 0 timeout
+status codes: 59990 2xx, 0 3xx, 0 4xx, 0 5xx
+                     min         max         mean         sd        +/- sd
+time for request:      320us     53.11ms     31.57ms      5.59ms    76.44%
+"""
+
+
+def test_what_h2load_prints_is_read(harness: ModuleType) -> None:
+    result = harness.parse_h2load(H2LOAD)
+    assert (result.rps, result.requests, result.mean_ms, result.errors) == (19089.23, 59990, 31.57, 10)
+    with pytest.raises(harness.BenchError):
+        harness.parse_h2load("unexpected")
