@@ -28,6 +28,8 @@ ORDER = [
     "latency",
     "bulk",
     "bulk-memory",
+    "streams",
+    "streams-udp",
     "idle",
     "idle-tls",
     "startup",

@@ -187,6 +187,18 @@ def get_status(port: int, host: str = "localhost", path: str = "/") -> int:
     return int(answer[9:12]) if answer.startswith(b"HTTP/1.") and answer[9:12].isdigit() else 0
 
 
+def is_echoing(port: int) -> bool:
+    """Whether a UDP port gives back what it gets, within half a second."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.5)
+        sock.connect(("127.0.0.1", port))
+        try:
+            sock.send(b"ready?")
+            return sock.recv(64) == b"ready?"
+        except OSError:
+            return False
+
+
 # -- what is measured --------------------------------------------------------------------------------------------
 
 

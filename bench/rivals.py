@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
-from harness import Running, Stage, free_port, get_status, is_listening, wait_until
+from harness import Running, Stage, free_port, get_status, is_echoing, is_listening, wait_until
 from peers import require
 
 from edgetun_core.pki import DevelopmentCA
@@ -16,7 +16,7 @@ from edgetun_core.pki import DevelopmentCA
 
 @contextmanager
 def frp(origin: Running, *, kind: str, transport: str) -> Iterator[Running]:
-    """`kind` is tcp (a raw pipe) or http (it reads requests, as edgetun does); `transport` is tls (frp's default) or quic."""
+    """`kind` is tcp (a raw pipe), udp, or http (it reads requests, as edgetun does); `transport` is tls (frp's default) or quic."""
     bind, visitors = free_port(), free_port()
     with Stage() as stage:
         quic = transport == "quic"
@@ -47,7 +47,10 @@ def frp(origin: Running, *, kind: str, transport: str) -> Iterator[Running]:
         wait_until("frps", lambda: quic or is_listening(bind), [frps])
         frpc = stage.start("frpc", [require("frpc"), "-c", stage.write("frpc.toml", "\n".join(client))])
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
-        wait_until("frp", lambda: get_status(visitors, path=path) == 200, [frps, frpc])
+        if kind == "udp":
+            wait_until("frp", lambda: is_echoing(visitors), [frps, frpc])
+        else:
+            wait_until("frp", lambda: get_status(visitors, path=path) == 200, [frps, frpc])
         yield Running(visitors, (frps, frpc))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import BenchError, Running, Stage, free_port, get_status, is_listening, wait_until
+from harness import BenchError, Running, Stage, free_port, get_status, is_echoing, is_listening, wait_until
 
 BIN = Path(sys.executable).parent
 HOST = "bench.localhost"
@@ -74,6 +74,37 @@ def tunnel(origin: Running, *, transport: str, engine: str = "qh3") -> Iterator[
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         wait_until("edgetun tunnel", lambda: get_status(plain, HOST, path) == 200, [node, agent])
         yield Running(plain, (node, agent), host=HOST)
+
+
+@contextmanager
+def stream(origin: Running, *, transport: str, kind: str = "tcp", engine: str = "qh3") -> Iterator[Running]:
+    """The same for a TCP or UDP tunnel by a port; a TCP one to an HTTP origin, so that the same clients can be used."""
+    port, tunnel_port, plain = free_port(), free_port(), free_port()
+    with Stage() as stage:
+        state = str(stage.folder / "state")
+        node = stage.start(
+            "edgetun-serve",
+            [
+                _command("edgetun"), "serve", "--listen", "127.0.0.1", "--http-port", str(plain), "--https-port", "-1",
+                "--tunnel-port", str(tunnel_port), "--state", state, "--public-host", "127.0.0.1",
+                f"--{kind}-ports", str(port), "--quic-engine", engine if transport == "quic" else "none", "--quiet",
+            ],
+        )  # fmt: skip
+        wait_until("edgetun serve", lambda: is_listening(plain) and is_listening(tunnel_port), [node])
+        agent = stage.start(
+            "edgetun-agent",
+            [
+                _command("edgetun-agent"), "--origin", f"{kind}://127.0.0.1:{origin.port}", "--port", str(port),
+                "--transport", transport, "--engine", engine, "--state", str(stage.folder / "agent"), "--quiet",
+            ],
+            env={"EDGETUN_CLUSTER_TOKEN": _token(state)},
+        )  # fmt: skip
+        path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
+        if kind == "tcp":
+            wait_until("edgetun tunnel", lambda: get_status(port, path=path) == 200, [node, agent])
+        else:
+            wait_until("edgetun tunnel", lambda: is_echoing(port), [node, agent])
+        yield Running(port, (node, agent))
 
 
 def _token(state: str) -> str:
