@@ -10,7 +10,19 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ["startup", "crowd", "cached", "http2", "cache_scale", "passthrough", "latency", "bulk", "streams", "idle", "fleet"]
+SCRIPTS = [
+    "startup",
+    "crowd",
+    "cached",
+    "http2",
+    "cache_scale",
+    "passthrough",
+    "latency",
+    "bulk",
+    "streams",
+    "idle",
+    "fleet",
+]
 
 
 def main() -> int:
