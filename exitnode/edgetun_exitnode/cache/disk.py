@@ -35,6 +35,8 @@ MAX_ENTRIES: Final = 500_000
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 LEAST_LIFETIME_S: Final = 10.0
 """What is fresh for less, and cannot be validated, is not worth a file."""
+REWRITE_S: Final = 10.0
+"""A file is not written anew for a later lifetime of the same body more often than this."""
 FILE_OVERHEAD_BYTES: Final = 4096
 """A file takes whole blocks."""
 _MAGIC: Final = b"edgetun-cache-1\n"
@@ -92,9 +94,9 @@ class Loaded(Struct, frozen=True):
 class DiskEntry:
     """One file in the index."""
 
-    __slots__ = ("key", "names", "path", "secondary", "size_bytes", "tags", "tenant")
+    __slots__ = ("key", "names", "path", "secondary", "size_bytes", "tags", "tenant", "written_at")
 
-    def __init__(self, head: StoredHead, path: Path, size_bytes: int) -> None:
+    def __init__(self, head: StoredHead, path: Path, size_bytes: int, written_at: float = float("-inf")) -> None:
         self.tenant = head.tenant
         self.key = head.key
         self.names = head.names
@@ -102,6 +104,8 @@ class DiskEntry:
         self.tags = head.tags
         self.path = path
         self.size_bytes = size_bytes
+        self.written_at = written_at
+        """By the monotonic clock; long ago for a file of an earlier run."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -254,6 +258,10 @@ class DiskTier:
         names = next(iter(variants.values())).names
         return variants.get(secondary(names))
 
+    def get(self, key: bytes, secondary: Secondary) -> DiskEntry | None:
+        """The file of this very variant."""
+        return self._by_key.get(key, {}).get(secondary)
+
     def read(self, entry: DiskEntry, done: Callable[[Loaded | None], None]) -> None:
         """Reads a file; `done` is called on the loop, with None when it is not there or not whole, and is then forgotten."""
         self.reads += 1
@@ -279,7 +287,7 @@ class DiskTier:
 
     # -- changing ---------------------------------------------------------------------------------------------------------
 
-    def write(self, head: StoredHead, pieces: list[bytes]) -> None:
+    def write(self, head: StoredHead, pieces: list[bytes], now: float) -> None:
         """Stores a response in the place of what is there for the same key and variant; drops it when too much waits."""
         size = (
             sum(map(len, pieces)) + len(head.key) + sum(len(n) + len(v) for n, v in head.fields) + FILE_OVERHEAD_BYTES
@@ -291,9 +299,9 @@ class DiskTier:
         if self.pending_bytes + size > MAX_PENDING_BYTES or size > self.max_bytes // 4:
             self.refused += 1
             return
-        self._make_room(size)
+        self._make_room(size, head.tenant)
         path = self.folder / file_name(head.key, head.secondary)
-        entry = DiskEntry(head, path, size)
+        entry = DiskEntry(head, path, size, now)
         self._add(entry)
         self.pending_bytes += size
 
@@ -362,10 +370,13 @@ class DiskTier:
         self.stored_bytes += entry.size_bytes
         self.entry_count += 1
 
-    def _make_room(self, need: int) -> None:
+    def _make_room(self, need: int, tenant: str = "") -> None:
+        """Whoever brings more than an equal share takes the room from their own; otherwise who holds most gives it."""
         while self._by_tenant and (self.stored_bytes + need > self.max_bytes or self.entry_count >= MAX_ENTRIES):
-            largest = max(self._bytes_of, key=self._bytes_of.__getitem__)
-            self.remove(next(iter(self._by_tenant[largest])))
+            mine = self._bytes_of.get(tenant, 0)
+            if not mine or mine + need <= self.max_bytes // len(self._bytes_of):
+                tenant = max(self._bytes_of, key=self._bytes_of.__getitem__)
+            self.remove(next(iter(self._by_tenant[tenant])))
 
 
 def _unlink(path: Path) -> None:

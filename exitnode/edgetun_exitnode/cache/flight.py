@@ -244,6 +244,7 @@ class Flight:
             case Unidentified():
                 # Nothing of it may be used; once more, and now for the whole.
                 self.fetch(self.view, self.peer, self.leader, now, validates=False)
+                stage.arm_patience(self, now)
                 return
             case Confirmed(answer, also):
                 stage.stats.validated += 1

@@ -699,7 +699,7 @@ class CacheStage:
                     self.stats.collapsed += 1
                     _known(visitor).flight = flight
                     if flight.patience_timer is None:
-                        self._arm_patience(flight, now)
+                        self.arm_patience(flight, now)
                 case Stream(flight_id, visitors):
                     self._stream(flight_id, visitors)
                 case Fetch():
@@ -752,7 +752,7 @@ class CacheStage:
             leader.flight = flight
         flight.fetch(view, peer, leader, now)
         if flight.response is None and not flight.is_over and flight.alone is None and flight.patience_timer is None:
-            self._arm_patience(flight, now)  # a promoted leader has followers already
+            self.arm_patience(flight, now)  # a promoted leader has followers already
 
     def _stream(self, flight_id: FlightId, visitors: tuple[AnyVisitor, ...]) -> None:
         for each in visitors:
@@ -790,7 +790,10 @@ class CacheStage:
         if flight is not None and not flight.is_over and flight.fill_timer is None:
             flight.fill_timer = self.scheduler.call_later(FILL_S, lambda: self.tell(FillTimeOver(flight_id)))
 
-    def _arm_patience(self, flight: Flight, now: float) -> None:
+    def arm_patience(self, flight: Flight, now: float) -> None:
+        """Sets the timer for the first follower whose patience ends, while the head is waited for."""
+        if flight.is_over or flight.patience_timer is not None:
+            return
         at = self.coordinator.next_timer(flight.id)
         if at is not None:
             flight.patience_timer = self.scheduler.call_later(max(0.0, at - now), lambda: self._patience_ended(flight))
@@ -802,7 +805,7 @@ class CacheStage:
         self.stats.impatient += sum(len(effect.visitors) for effect in effects if isinstance(effect, GoAlone))
         self._apply(effects, now, None)
         if not flight.is_over and flight.patience_timer is None:
-            self._arm_patience(flight, now)
+            self.arm_patience(flight, now)
 
     # -- passing through ------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from edgetun_core.http.message import Fields, ResponseHead
 from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.body import CHUNK_OVERHEAD_BYTES, Body, build_stored_body
-from edgetun_exitnode.cache.disk import LEAST_LIFETIME_S, DiskEntry, DiskTier, StoredHead
+from edgetun_exitnode.cache.disk import LEAST_LIFETIME_S, REWRITE_S, DiskEntry, DiskTier, StoredHead
 from edgetun_exitnode.cache.key import HEAD_SUFFIX, PART_SUFFIX, Secondary
 from edgetun_exitnode.cache.ranges import Span
 from edgetun_exitnode.cache.response import StoredResponse
@@ -271,23 +271,34 @@ class Store:
         self._clock = clock
         self._wall_clock = wall_clock
 
-    def _write(self, key: bytes, names: tuple[bytes, ...], entry: Entry) -> None:
+    def _write(self, key: bytes, names: tuple[bytes, ...], entry: Entry, *, is_same_body: bool = False) -> None:
+        """Has an entry written, but not the same hot one every second."""
         disk, response = self.disk, entry.response
         timing = response.timing
+        now = self._clock()
         if (
             disk is None
             or entry.spans
             or response.is_head_only
-            or (timing.useful_until - self._clock() < LEAST_LIFETIME_S and not response.can_be_validated)
+            or (timing.useful_until - now < LEAST_LIFETIME_S and not response.can_be_validated)
         ):
             return
+        present = disk.get(key, entry.secondary)
+        is_short_lived = timing.lifetime_s < LEAST_LIFETIME_S
+        if (
+            present is not None
+            and (is_same_body or is_short_lived)
+            and now - present.written_at < REWRITE_S
+            and present.tags == entry.tags
+        ):
+            return  # what is there is validated after a restart, and does
         head = StoredHead(
             entry.tenant, key, names, entry.secondary, entry.rule, response.status, response.fields, response.length,
-            response.answers_authorized, entry.tags, self._wall_clock() - (self._clock() - timing.received_at),
+            response.answers_authorized, entry.tags, self._wall_clock() - (now - timing.received_at),
             timing.age_on_arrival_s, timing.lifetime_s, timing.counts_from_arrival, timing.stale_while_revalidate_s,
             timing.stale_if_error_s, timing.may_be_stale, timing.is_immutable,
         )  # fmt: skip
-        disk.write(head, entry.pieces)
+        disk.write(head, entry.pieces, now)
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
@@ -398,7 +409,7 @@ class Store:
         if more_bytes > 0 and not self._make_room(shelf, 0):
             self.remove(entry)
         if self.disk is not None:
-            self._write(resource.key, resource.vary, entry)
+            self._write(resource.key, resource.vary, entry, is_same_body=True)
         return True
 
     def reserve(self, tenant: str, size_bytes: int) -> bool:

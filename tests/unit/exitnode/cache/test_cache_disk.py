@@ -271,6 +271,31 @@ def test_what_waits_to_be_written_is_bounded(machine):
     assert machine.disk.pending_bytes == 0
 
 
+def test_a_hot_response_is_not_written_again_every_second(machine, monkeypatch):
+    written: list[Path] = []
+    really_write = DiskTier._write_file
+
+    def count(path: Path, chunks: list[bytes]) -> None:
+        written.append(path)
+        really_write(path, chunks)
+
+    monkeypatch.setattr(DiskTier, "_write_file", staticmethod(count))
+    bench = machine.start(CacheRule(mode="override", ttl_s=1.0))
+    fill(bench)
+    for number in range(1, 21):
+        machine.time.advance(1.0)
+        bench.ask()
+        if number % 2:
+            bench.origin.exchanges[-1].answer_head(304, (TAG,), end=True)
+        else:
+            bench.origin.exchanges[-1].answer(b"%d" % number, TAG)
+    assert 2 <= len(written) <= 4
+    machine.time.advance(2.0)
+    bench = machine.start(CacheRule(mode="override", ttl_s=1.0))
+    bench.ask()
+    assert bench.origin[0].head.get(b"if-none-match") == b'"1"'
+
+
 def test_what_is_short_lived_or_partial_is_not_written(machine):
     fill(machine.bench, b"/short", b"x", (b"cache-control", b"max-age=2, stale-if-error=0"))
     machine.bench.ask(b"/part", (b"range", b"bytes=0-4"))

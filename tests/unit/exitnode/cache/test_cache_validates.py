@@ -419,3 +419,17 @@ def test_what_was_evicted_while_it_was_being_validated_still_answers_who_waits()
     assert guest.body == b"hello"
     assert bench.ask().body == b"hello", "and is stored again"
     bench.check_nothing_left()
+
+
+def test_followers_keep_their_patience_when_a_304_named_nothing_stored():
+    bench = stored(TAG, cc("max-age=1"), collapse=CollapseRule(patience_s=5.0))
+    leader, follower = bench.ask(), bench.ask()
+    confirm(bench, (b"etag", b'"2"'))
+    assert len(bench.origin) == 3
+    bench.time.advance(6.0)
+    assert len(bench.origin) == 4, "the follower asks on their own"
+    bench.origin[3].answer(b"own")
+    assert follower.body == b"own"
+    bench.origin[2].answer(b"late", cc("max-age=1"))
+    assert leader.body == b"late"
+    bench.check_nothing_left()
