@@ -137,7 +137,7 @@ class Flight:
         head = view.fetch_head
         self.conditions = None
         if validates and stage.may_store and not view.is_head:
-            self.conditions, self.entries = stage.conditions_for(view)
+            self.conditions, self.entries = stage.stored.conditions_for(view)
             if self.conditions is not None:
                 stage.stats.validations += 1
                 head = head.replace(fields=head.fields + self.conditions.fields)
@@ -205,7 +205,7 @@ class Flight:
         stage = self.stage
         now = stage.clock()
         self._cancel_patience()
-        if head.status in ERRORS and stage.find_for_error(self.view, now) is not None:
+        if head.status in ERRORS and stage.stored.find_for_error(self.view, now) is not None:
             upstream = self._finish()
             if upstream is not None:  # otherwise `fetch` does it when `open` returns
                 upstream.reset(Cancelled("a stored response answers instead"))
@@ -221,7 +221,7 @@ class Flight:
             return
         self.entries = {}
         if self.view.is_head:
-            stage.freshen_by_head(self.view, head, self.requested_at, now)
+            stage.stored.freshen_by_head(self.view, head, self.requested_at, now)
         self.origin_head = head
         self.is_ended_at_head = end
         verdict = self._decide(head, now)
@@ -267,7 +267,7 @@ class Flight:
                 # It still holds for who asked, and for nobody else.
                 stage.store.remove(entry)
                 self.is_storing = False
-                timing = stage.stale_timing(answer, now)
+                timing = stage.stored.stale_timing(answer, now)
                 lone = Storable(timing, tuple(f for f in merged.fields if f[0] != b"age"), (), answer.length, False)
                 self._share(lone, merged, True, now)
 
@@ -284,7 +284,7 @@ class Flight:
         return decide_storable(
             stage.rule,
             self.view.head,
-            stage.request_directives(self.view),
+            stage.stored.request_directives(self.view),
             head,
             requested_at=self.requested_at,
             received_at=now,
@@ -303,7 +303,7 @@ class Flight:
         )
         response.fwd = self.fwd
         response.answers_authorized = verdict.answers_authorized
-        response.key_parameter = self.stage.key_parameter(self.view)
+        response.key_parameter = self.stage.stored.key_parameter(self.view)
         return response
 
     def _take_alone(self, verdict: NotStorable, end: bool, now: float) -> None:
@@ -313,7 +313,7 @@ class Flight:
         if verdict.is_error:
             remember_s = min(remember_s, ERROR_NOT_COLLAPSIBLE_S)
         elif not self.view.is_solo:
-            stage.forget_stale(self.view)
+            stage.stored.forget_stale(self.view)
         if self.view.is_solo:
             stage.remember_refused(self.view, now + remember_s)
         if self.is_own:
@@ -479,7 +479,7 @@ class Flight:
         else:
             self._cancel_patience()
             self.upstream = None
-            stale_allowed = self.stage.find_for_error(self.view, self.stage.clock()) is not None
+            stale_allowed = self.stage.stored.find_for_error(self.view, self.stage.clock()) is not None
             self.stage.tell(FailedBeforeHead(self.id, stale_allowed), error)
             if self.id not in self.stage.coordinator:
                 self._finish()
@@ -520,7 +520,7 @@ class Flight:
         self._finish()
         if not was_passing and self.is_storing:
             response.set_length(self.body.total)
-            self.stage.put(self, response, now)
+            self.stage.stored.put(self, response, now)
 
     def _break(self, error: EdgetunError) -> None:
         self.stage.stats.broken += 1

@@ -181,7 +181,7 @@ class PartCollector:
         verdict = decide_storable(
             stage.rule,
             self._view.head,
-            stage.request_directives(self._view),
+            stage.stored.request_directives(self._view),
             whole,
             requested_at=self._requested_at,
             received_at=now,
@@ -215,7 +215,7 @@ class PartCollector:
         if end:
             part = (self._first, b"".join(self._chunks))
             self._drop()
-            stage.put_part(self._view, response, self._names, part, self._requested_at)
+            stage.stored.put_part(self._view, response, self._names, part, self._requested_at)
 
     def _drop(self) -> None:
         self._response = None

@@ -16,7 +16,8 @@ from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, Relayed, RequestHead, ResponseHead
 from edgetun_exitnode.cache.freshness import Told, current_age_s
 from edgetun_exitnode.cache.response import StoredResponse
-from edgetun_exitnode.cache.stage import RETRY_S, CacheStage
+from edgetun_exitnode.cache.stage import CacheStage
+from edgetun_exitnode.cache.stored import RETRY_S
 from edgetun_exitnode.pipeline.forward import FetchClient, ForwardStage, Remote
 from edgetun_exitnode.pipeline.relaying import RelayedPeer, with_told
 
@@ -137,9 +138,13 @@ class _Telling:
         told = None
         if isinstance(head.view, StoredResponse):
             now = self._clock()
-            # A stale one that answers all the same is not asked for again at once, here and there.
-            fresh_s = head.view.fresh_until - now
-            told = Told(current_age_s(head.view.timing, now), fresh_s if fresh_s > 0 else RETRY_S)
+            timing = head.view.timing
+            fresh_s = timing.fresh_until - now
+            if fresh_s <= 0:
+                # One that went stale and answers all the same is not asked for again at once, here and there; one that never was
+                # fresh (`no-cache`, `max-age=0`) is confirmed for each visitor, wherever they are.
+                fresh_s = RETRY_S if timing.fresh_until > timing.received_at else 0.0
+            told = Told(current_age_s(timing, now), fresh_s)
         self._client.on_head(with_told(head, told), end)
 
     def on_interim(self, head: ResponseHead) -> None:
