@@ -18,6 +18,7 @@ SCRIPTS = [
     "cache_scale",
     "passthrough",
     "latency",
+    "relay",
     "bulk",
     "streams",
     "idle",

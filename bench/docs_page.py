@@ -26,6 +26,7 @@ ORDER = [
     "cache-scale",
     "passthrough",
     "latency",
+    "relay",
     "bulk",
     "bulk-memory",
     "streams",

@@ -10,6 +10,7 @@ from typing import Any
 Records = Mapping[str, Mapping[str, Any]]
 
 TLS, QUIC = "edgetun TLS", "edgetun QUIC (qh3)"
+DIRECT, RELAYING = "direct: the node", "relayed: the visitor's node"
 NGINX = "nginx reverse proxy (no tunnel)"
 
 
@@ -90,6 +91,8 @@ GOALS = [
     Goal("one visitor, p50 added, QUIC", _figure("latency", QUIC, "added"), at_most=0.35, unit="ms"),
     Goal("one visitor, p50 added: frp tcp TLS over ours TLS", _ratio("latency", "added", "frp tcp, TLS", TLS), 1),
     Goal("one visitor, p50 added: frp tcp QUIC over ours QUIC", _ratio("latency", "added", "frp tcp, QUIC", QUIC), 1),
+    Goal("relayed by another exit node: p50 added", _figure("relay", RELAYING, "added"), at_most=0.3, unit="ms"),
+    Goal("the same: CPU of the visitor's node, over a direct session", _ratio("relay", "cpu", RELAYING, DIRECT), at_most=1.3),
     Goal("bulk down TLS, over frp TLS", _ratio("bulk", "down1", TLS, "frp tcp, TLS"), 1.2),
     Goal("bulk up TLS, over frp TLS", _ratio("bulk", "up1", TLS, "frp tcp, TLS"), 1.2),
     Goal("bulk down QUIC, over frp QUIC", _ratio("bulk", "down1", QUIC, "frp tcp, QUIC"), 1.5),

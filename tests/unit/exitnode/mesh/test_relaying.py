@@ -1,0 +1,190 @@
+"""What one exit node tells another of a request, and what the forward stage does where no session is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetun_core.errors import Draining, EdgetunError, NoSession, ProtocolError, SessionLost
+from edgetun_core.http.message import Peer, Relayed, RequestHead, ResponseHead
+from edgetun_core.snapshot import OriginRule, RouteRule, TunnelRule
+from edgetun_core.wire.heads import decode_request, encode_request
+from edgetun_exitnode.cache.freshness import Told
+from edgetun_exitnode.observe.counters import TunnelCounters
+from edgetun_exitnode.pipeline.forward import MAX_TRIES, RELAY_WAIT_S, ForwardStage, Session
+from edgetun_exitnode.pipeline.relaying import (
+    MAX_HOPS,
+    TOLD,
+    RelayedPeer,
+    build_relayed_head,
+    take_told,
+    with_told,
+)
+from edgetun_exitnode.sessions.registry import FORGET_S, SessionRegistry
+from support.exchanges import PEER, Answerer, Clock, Recorder, request
+
+TUNNEL = "team/shop"
+
+
+class Others:
+    """The other exit nodes: links that are up, and whether one is being looked for."""
+
+    def __init__(self) -> None:
+        self.links: list[Answerer] = []
+        self.is_hopeful = False
+        self.failures: list[EdgetunError] = []
+        self.senders: list[str] = []
+
+    def pick(self, avoid: Session | None, sender: str) -> Session | None:
+        self.senders.append(sender)
+        return next((link for link in self.links if link is not avoid), None)
+
+    def failed(self, session: Session, error: EdgetunError) -> None:
+        self.failures.append(error)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.registry = SessionRegistry(self.clock, self.clock.schedule)
+        self.others = Others()
+        self.registry.use_mesh(lambda _: self.others)
+        rule = TunnelRule(TUNNEL, ("shop.example.com",), (OriginRule("main", "http://localhost:3000"),), (RouteRule(),))
+        self.counters = TunnelCounters()
+        self.stage = ForwardStage(rule, RouteRule(), self.registry.pool(TUNNEL), self.counters, self.clock)
+
+    def ask(self, head: RequestHead | None = None, peer: Peer = PEER, *, end: bool = True) -> Recorder:
+        visitor = Recorder()
+        self.stage.open(head if head is not None else request(), peer, end, visitor)
+        return visitor
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def of(hops: int, sender: str = "pool/eu/a") -> RelayedPeer:
+    return RelayedPeer(Relayed(hops, "203.0.113.7"), b"https", sender)
+
+
+def test_the_head_goes_as_the_visitor_sent_it_and_says_who_they_are(bench: Bench) -> None:
+    link = Answerer()
+    bench.others.links.append(link)
+    head = request(b"/a", (b"x-forwarded-for", b"10.0.0.1"))
+    bench.ask(head)
+    bench.ask(head)
+    first, second = (opened.head for opened in link.opened)
+    assert first is second, "built anew for an equal request"
+    assert (first.target, first.fields, first.service) == (b"/a", head.fields, TUNNEL)
+    assert first.relayed == Relayed(1, "192.0.2.1")
+    assert bench.counters.relayed == 2
+
+
+def test_a_local_session_is_preferred_and_the_others_are_not_even_asked(bench: Bench) -> None:
+    local, link = Answerer(), Answerer()
+    bench.registry.add(local, [TUNNEL])
+    bench.others.links.append(link)
+    bench.ask()
+    assert (len(local.opened), len(link.opened), bench.others.senders) == (1, 0, [])
+
+
+def test_a_relayed_request_goes_on_once_more_and_not_back_and_no_further(bench: Bench) -> None:
+    link = Answerer()
+    bench.others.links.append(link)
+    bench.ask(peer=of(1))
+    assert link.opened[0].head.relayed == Relayed(2, "203.0.113.7")
+    assert bench.others.senders == ["pool/eu/a"]
+    refused = bench.ask(peer=of(MAX_HOPS))
+    assert isinstance(refused.error, NoSession)
+    assert len(link.opened) == 1
+
+
+def test_whose_visitor_it_is_not_says_at_once_that_it_has_no_session(bench: Bench) -> None:
+    assert isinstance(bench.ask(peer=of(1)).error, NoSession)
+    waiting = bench.ask()
+    assert waiting.calls == []
+    bench.clock.advance(5.1)
+    assert isinstance(waiting.error, NoSession)
+
+
+def test_visitors_wait_while_another_node_is_looked_for_however_long_the_laptop_is_off(bench: Bench) -> None:
+    bench.clock.advance(FORGET_S + 100)
+    assert isinstance(bench.ask().error, NoSession)
+    bench.others.is_hopeful = True
+    visitor = bench.ask()
+    assert visitor.calls == []
+    link = Answerer()
+    bench.others.links.append(link)
+    bench.registry.wake(TUNNEL)
+    assert len(link.opened) == 1
+    bench.others.links.clear()
+    lost = bench.ask()
+    bench.clock.advance(max(RELAY_WAIT_S, bench.stage.grace_s) + 0.1)
+    assert isinstance(lost.error, NoSession)
+
+
+@pytest.mark.parametrize("error", [NoSession("not here"), Draining("going"), SessionLost("gone")])
+def test_a_holder_that_cannot_is_followed_by_the_next(bench: Bench, error: EdgetunError) -> None:
+    first, second = Answerer(), Answerer()
+    bench.others.links += [first, second]
+    visitor = bench.ask()
+    first.opened[0].client.on_reset(error)
+    assert bench.others.failures == [error]
+    second.opened[0].client.on_head(ResponseHead(200, ()), True)
+    assert visitor.status == 200
+
+
+def test_what_may_have_been_done_is_not_asked_again(bench: Bench) -> None:
+    first, second = Answerer(), Answerer()
+    bench.others.links += [first, second]
+    visitor = bench.ask(request(method=b"POST"))
+    first.opened[0].client.on_reset(SessionLost("gone"))
+    assert isinstance(visitor.error, SessionLost)
+    assert second.opened == []
+
+
+def test_tries_have_an_end(bench: Bench) -> None:
+    bench.others.links += [Answerer(lambda opened: opened.client.on_reset(NoSession("no"))) for _ in range(2)]
+    visitor = bench.ask()
+    assert isinstance(visitor.error, NoSession)
+    assert sum(len(link.opened) for link in bench.others.links) == MAX_TRIES
+
+
+def test_the_wire_carries_what_is_told_and_refuses_what_cannot_be() -> None:
+    head = build_relayed_head(
+        request(), Peer("2001:db8::1", 9, b"https", b"2", "shop.example.com"), TUNNEL, is_fetch=True
+    )
+    again = decode_request(encode_request(head))
+    assert again.relayed == head.relayed == Relayed(1, "2001:db8::1", 0, b"2", "shop.example.com", True)
+    assert decode_request(encode_request(request())).relayed is None
+    for wrong in (
+        Relayed(0, "192.0.2.1"),
+        Relayed(256, "192.0.2.1"),
+        Relayed(1, "192.0.2.1\r\nx: y"),
+        Relayed(1, "a" * 65),
+        Relayed(1, "192.0.2.1", 65536),
+        Relayed(1, "192.0.2.1", 1, b"2\r\n"),
+        Relayed(1, "192.0.2.1", 1, b"2", "a b"),
+    ):
+        bad = RequestHead(b"GET", b"https", b"a", b"/", (), None, TUNNEL, wrong)
+        with pytest.raises(ProtocolError):
+            decode_request(encode_request(bad))
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_ages_arrive_as_they_were_told(age_s: float, fresh_s: float) -> None:
+    head = with_told(ResponseHead(200, ((b"etag", b'"1"'), (TOLD, b"from the origin"))), Told(age_s, fresh_s))
+    told, bare = take_told(head)
+    assert told is not None
+    assert abs(told.age_s - age_s) <= 0.001
+    assert abs(told.fresh_s - fresh_s) <= 0.001
+    assert bare.fields == ((b"etag", b'"1"'),)
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"1", b"1 x", b"nan 1", b"1 inf", b"-1 1", b"1 -1", b"9e99 1"])
+def test_rubbish_in_its_place_is_taken_off_and_says_nothing(value: bytes) -> None:
+    told, bare = take_told(ResponseHead(200, ((TOLD, value),)))
+    assert told is None
+    assert bare.fields == ()
