@@ -243,7 +243,7 @@ async def test_a_write_through_one_node_is_seen_by_the_next_read_though_another_
 
 async def test_a_rate_holds_for_the_whole_fleet(tmp_path: Path, origin: ScriptedOrigin, told: Origin) -> None:
     told.delay_s = 0.0
-    obey = snapshot(origin.url, limits=LimitRule(requests_per_second=20.0, burst=60))
+    obey = snapshot(origin.url, limits=LimitRule(requests_per_second=100.0, burst=50))
     async with meshed(tmp_path, obey, 3) as scene:
         await scene.agent(scene.nodes[0], scene.nodes[1])
         await settled(scene, scene.nodes[0], scene.nodes[1])
@@ -253,13 +253,16 @@ async def test_a_rate_holds_for_the_whole_fleet(tmp_path: Path, origin: Scripted
         await eventually(lambda: sum(node.mesh.sharing.reports_total for node in scene.nodes) >= 2)
         began = asyncio.get_running_loop().time()
         given = refused = 0
-        while refused < 60:
+        took_s = 0.0
+        while took_s < 2.5:
             for visitor in visitors:
                 status = (await visitor.ask("/", host=HOST)).status
                 given, refused = given + (status == 200), refused + (status == 429)
-        took_s = asyncio.get_running_loop().time() - began
-        assert given <= 1.1 * (60 + 20.0 * took_s) + 1
-        assert given >= 0.9 * 57
+            took_s = asyncio.get_running_loop().time() - began
+        # each for itself would have given three times as much
+        assert given <= 1.1 * (50 + 100.0 * took_s)
+        assert refused
+        assert given >= 45
 
 
 def test_owners_are_spread_and_a_node_that_goes_moves_its_keys_alone() -> None:
