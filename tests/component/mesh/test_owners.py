@@ -243,7 +243,7 @@ async def test_a_write_through_one_node_is_seen_by_the_next_read_though_another_
 
 async def test_a_rate_holds_for_the_whole_fleet(tmp_path: Path, origin: ScriptedOrigin, told: Origin) -> None:
     told.delay_s = 0.0
-    obey = snapshot(origin.url, limits=LimitRule(requests_per_second=100.0, burst=50))
+    obey = snapshot(origin.url, limits=LimitRule(requests_per_second=60.0, burst=30))
     async with meshed(tmp_path, obey, 3) as scene:
         await scene.agent(scene.nodes[0], scene.nodes[1])
         await settled(scene, scene.nodes[0], scene.nodes[1])
@@ -260,9 +260,9 @@ async def test_a_rate_holds_for_the_whole_fleet(tmp_path: Path, origin: Scripted
                 given, refused = given + (status == 200), refused + (status == 429)
             took_s = asyncio.get_running_loop().time() - began
         # each for itself would have given three times as much
-        assert given <= 1.1 * (50 + 100.0 * took_s)
+        assert given <= 1.1 * (30 + 60.0 * took_s)
         assert refused
-        assert given >= 45
+        assert given >= 25
 
 
 def test_owners_are_spread_and_a_node_that_goes_moves_its_keys_alone() -> None:
