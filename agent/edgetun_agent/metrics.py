@@ -64,6 +64,16 @@ def collect_origins(origins: Origins) -> Iterator[Metric]:
     cancelled: dict[str, int] = defaultdict(int)
     connects: dict[str, int] = defaultdict(int)
     repeated: dict[str, int] = defaultdict(int)
+    datagrams = {"dropped": 0, "too_large": 0}
+    for client in origins.clients:
+        for name in datagrams:
+            datagrams[name] += getattr(client, name, 0)
+    udp = CounterMetricFamily(
+        "edgetun_agent_datagrams_lost", "Datagrams that did not go to a UDP service.", labels=["why"]
+    )
+    for why, count in datagrams.items():
+        udp.add_metric([why], count)
+    yield udp
     for number, client in enumerate(origins.clients):
         name = client.service if number < MAX_ORIGINS else OTHER
         counters = client.counters

@@ -123,6 +123,25 @@ async def test_an_agent_without_wishes_gets_the_tunnels_of_manifests_that_its_to
     assert caught.value.reason == "NothingToServe"
 
 
+async def test_an_agent_that_carries_no_tcp_gets_the_other_tunnels(server):
+    """One of an older version would stop at an origin that it does not understand."""
+    database = MANIFEST.replace("shop, ", "db, ").replace(
+        "  hostnames: [www.shop.test]\n  origin: {url: http://localhost:3000}",
+        "  tcp: {port: 15432}\n  origin: {url: tcp://localhost:5432}",
+    )
+    (server.state / "tunnels" / "both.yaml").write_text(f"{MANIFEST}---{database}")
+    await server.until(lambda: len(server.control.publisher.manifest_tunnels) == 2)
+    token = server.token(tunnels=["team-a/*"])
+    old = await enroll(token, ask(adhoc=None))
+    assert [tunnel.id for tunnel in old.tunnels] == ["team-a/shop"]
+    new = await enroll(token, ask(adhoc=None, carries=("tcp", "udp")))
+    assert [tunnel.id for tunnel in new.tunnels] == ["team-a/db", "team-a/shop"]
+    assert new.tunnels[0].address_names == ("tcp/15432",)
+    with pytest.raises(ControlRefused) as caught:
+        await enroll(token, ask(adhoc=None, want=("team-a/db",)))
+    assert caught.value.reason == "TunnelNotServed"
+
+
 async def test_more_tunnels_than_fit_a_credential_are_told_as_that(server):
     names = [f"{'long-' * 30}{number}" for number in range(150)]
     text = "---".join(

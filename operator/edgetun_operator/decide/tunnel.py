@@ -27,19 +27,24 @@ class AgentSeen(NamedTuple):
     transport: str
 
 
+_NO_CERTIFICATE = Verdict("True", Reason.CERTIFICATE_VALID, "TCP and UDP need none of the pool's certificates")
+
+
 def decide_tunnel_verdicts(
     problems: Sequence[Problem],
     served: Sequence[str],
     pool: PoolSeen | None,
     agents: Sequence[AgentSeen],
     grace: str = "",
+    *,
+    is_stream: bool = False,
 ) -> dict[str, Verdict]:
-    """The tunnel's conditions, in the order in which a person mends them."""
+    """The tunnel's conditions, in the order in which a person mends them. `is_stream`: it carries TCP or UDP."""
     accepted = decide_accepted(problems, served=bool(served))
     verdicts = {
         ConditionType.ACCEPTED: accepted,
         ConditionType.POOL_READY: _decide_pool(pool),
-        ConditionType.CERTIFICATE_READY: _decide_certificate(pool),
+        ConditionType.CERTIFICATE_READY: _NO_CERTIFICATE if is_stream else _decide_certificate(pool),
         ConditionType.AGENT_CONNECTED: _decide_agents(agents, grace),
     }
     if accepted.status != "True":

@@ -64,7 +64,9 @@ class TunnelReconciler:
         facts = build_tunnel_facts(tunnel, verdict.served, pool, agents)
         served = verdict.served if facts["regions"] else ()
         hint = f'no agent is connected; run "edgetun-agent" with a token of namespace {key.namespace}'
-        verdicts = decide_tunnel_verdicts(problems, served, pool, agents, hint)
+        verdicts = decide_tunnel_verdicts(
+            problems, served, pool, agents, hint, is_stream=tunnel.spec.stream is not None
+        )
         await self._statuses.write(TUNNEL, seen, verdicts, facts, self._clock())
 
     async def _reserve(self, tunnel: Tunnel, hostname: str) -> None:

@@ -13,8 +13,13 @@ from typing import Any, Protocol
 
 import pytest
 
+from edgetun_agent.serve import Origins
+from edgetun_core.errors import ProtocolError
+from edgetun_core.http.message import Peer, RequestHead
+from edgetun_core.http.stream import TCP, build_stream_head
 from edgetun_core.proxy_protocol import Endpoints, read_proxy_header, render_proxy_v2
-from edgetun_core.snapshot import LimitRule, PoolRule, StreamRule
+from edgetun_core.snapshot import LimitRule, OriginRule, PoolRule, StreamRule, TunnelRule
+from support.exchanges import Recorder
 from support.streams import Serve, Service, echo, free_port, local_service, reset_by, stream_snapshot, within
 from support.visitors import until
 from support.whole import IN_PROCESS, Whole, whole
@@ -361,3 +366,21 @@ async def test_a_drain_lets_connections_end_by_themselves(local: Open) -> None:
         assert await within(reader.readexactly(1)) == b"b"
         writer.close()
         await within(draining)
+
+
+async def test_either_version_refuses_what_it_does_not_carry_in_words(tmp_path: Path) -> None:
+    """A service for TCP that is asked for HTTP, as an older exit node would; and one for HTTP that is asked for TCP."""
+    stream = stream_snapshot("tcp://127.0.0.1:9", StreamRule("tcp", 1))
+    origins = Origins(
+        [*stream.tunnels, TunnelRule("team/web", ("w.test",), (OriginRule("o", "http://127.0.0.1:9"),), ())]
+    )
+    peer = Peer("192.0.2.1", 1, b"http")
+    asked = Recorder()
+    origins.open(RequestHead(b"GET", b"http", b"w.test", b"/", (), None, "team/shop"), peer, True, asked)
+    assert isinstance(asked.error, ProtocolError)
+    assert "tunnel team/shop#default carries TCP, and this is GET" in str(asked.error)
+    asked = Recorder()
+    origins.open(build_stream_head(TCP, "team/web", Endpoints("192.0.2.1", 1, "192.0.2.2", 2)), peer, False, asked)
+    assert isinstance(asked.error, ProtocolError)
+    assert "an origin cannot be asked to CONNECT" in str(asked.error)
+    await origins.close()

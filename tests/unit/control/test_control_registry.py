@@ -260,3 +260,98 @@ def test_whatever_is_asked_nothing_is_given_that_the_token_may_not_have(host, wa
         assert tunnel.id == adhoc_tunnel_id(answer.claim)
         assert tunnel.spec.cache.ttl == ttl
         assert msgspec.json.decode(msgspec.json.encode(answer.claim), type=Claim) == answer.claim
+
+
+PORTS = {"tcp": range(20000, 20003), "udp": range(30000, 30001)}
+
+
+def with_ports(*claims: Claim, manifests=None) -> Ground:
+    tunnels = {**GROUND.manifest_tunnels, **(manifests or {})}
+    return Ground(
+        GROUND.domain,
+        GROUND.own_hostnames,
+        tunnels,
+        {claim.hostname: claim for claim in claims},
+        lambda kind: PORTS[kind],
+    )
+
+
+def tcp(host="", *, agent="laptop", **more):
+    return ask(host, agent=agent, url="tcp://localhost:5432", **more)
+
+
+def claimed(answer) -> Claim:
+    assert isinstance(answer, Registered), answer
+    assert answer.claim is not None
+    return answer.claim
+
+
+def test_a_tcp_tunnel_of_an_agent_gets_a_port_and_keeps_it():
+    first = claimed(decide(tcp(), ground=with_ports()))
+    assert first.tunnel.port == 20000
+    again = claimed(decide(tcp(), ground=with_ports(first)))
+    assert again.tunnel.port == 20000
+    second = claimed(decide(tcp(agent="other"), ground=with_ports(first)))
+    assert second.tunnel.port == 20001
+    built = build_adhoc_tunnel(second, "default")
+    assert (built.spec.port_name, built.spec.hostnames) == ("tcp/20001", [])
+
+
+def test_a_port_that_is_asked_for_is_given_when_it_is_free_and_allowed():
+    assert claimed(decide(tcp(port=20002), ground=with_ports())).tunnel.port == 20002
+    assert reason(decide(tcp(port=20003), ground=with_ports())) == "PortNotAllowed"
+    taken = claimed(decide(tcp(port=20002, agent="other"), ground=with_ports()))
+    assert reason(decide(tcp(port=20002), ground=with_ports(taken))) == "PortTaken"
+    manifests = {"team-a/db": ("tcp/20001",)}
+    assert reason(decide(tcp(port=20001), ground=with_ports(manifests=manifests))) == "PortTaken"
+
+
+def test_without_ports_or_when_all_are_taken_it_is_said():
+    assert reason(decide(tcp(), ground=GROUND)) == "NoPorts"
+    manifests = {f"team-a/{port}": (f"tcp/{port}",) for port in PORTS["tcp"]}
+    assert reason(decide(tcp(), ground=with_ports(manifests=manifests))) == "NoPorts"
+
+
+def test_a_tcp_tunnel_with_a_host_passes_tls_through():
+    claim = claimed(decide(tcp("db"), ground=with_ports()))
+    assert (claim.hostname, claim.tunnel.port) == ("db.tunnel.test", 0)
+    built = build_adhoc_tunnel(claim, "default")
+    assert built.spec.tcp is not None
+    assert built.spec.tcp.passthrough
+    assert built.spec.hostnames == ["db.tunnel.test"]
+
+
+def test_a_udp_tunnel_has_a_port_only():
+    request_ = ask("", url="udp://localhost:53", proxy_protocol="v2")
+    claim = claimed(decide(request_, ground=with_ports()))
+    assert claim.tunnel.port == 30000
+    built = build_adhoc_tunnel(claim, "default")
+    assert built.spec.port_name == "udp/30000"
+    assert built.spec.origin is not None
+    assert built.spec.origin.proxy_protocol == "v2"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ask("", port=20000),
+        ask("", proxy_protocol="v1"),
+        tcp("db", port=20000),
+        tcp(port=70000),
+        tcp(proxy_protocol="v3"),
+        tcp(cache_ttl_s=1.0),
+        ask("dns", url="udp://localhost:53"),
+        ask("", url="udp://localhost:53", proxy_protocol="v1"),
+    ],
+)
+def test_impossible_streams_are_refused_in_words(request_):
+    assert reason(decide(request_, ground=with_ports())) == "InvalidRequest"
+
+
+def test_a_token_for_hostnames_serves_no_ports():
+    ground = with_ports(manifests={"team-a/db": ("tcp/20001",)})
+    served = decide(ask(), TokenRecord("t", "", hostnames=("*.example.com",)), ground)
+    assert served == Registered(("team-a/shop",))
+    assert decide(ask(want=["team-a/db"]), TokenRecord("t", "", tunnels=("team-a/*",)), ground) == Registered(
+        ("team-a/db",)
+    )

@@ -11,7 +11,13 @@ from edgetun_core.api.load import parse_resource
 from edgetun_core.problem import Problem
 from edgetun_operator.decide.conditions import build_conditions, decide_accepted, decide_notes
 from edgetun_operator.decide.pool import RegionSeen, build_pool_numbers, decide_pool_verdicts, region_addresses
-from edgetun_operator.decide.tunnel import AgentSeen, PoolSeen, agent_seen, decide_tunnel_verdicts
+from edgetun_operator.decide.tunnel import (
+    AgentSeen,
+    PoolSeen,
+    agent_seen,
+    build_tunnel_facts,
+    decide_tunnel_verdicts,
+)
 from edgetun_operator.world import see
 
 
@@ -150,3 +156,29 @@ def test_a_tunnel_repeats_what_is_wrong_with_its_pools_certificate() -> None:
     missing = build_conditions((), {"CertificateReady": Verdict("False", "CertificateMissing", "no Secret")}, 1, 0.0)
     verdicts = decide_tunnel_verdicts((), ("a",), PoolSeen(pool(), missing, 1), [AgentSeen(True, "quic")])
     assert verdicts["CertificateReady"] == Verdict("False", "CertificateMissing", "ExitPool public: no Secret")
+
+
+def stream_tunnel(**spec: Any) -> Any:
+    obj = {"apiVersion": "edgetun.dev/v1alpha1", "kind": "Tunnel", "metadata": {"name": "db"}, "spec": spec}
+    found, problems = parse_resource(obj)
+    assert found is not None, problems
+    return found
+
+
+def test_a_tunnel_at_a_port_shows_the_port_and_one_by_name_where_it_is() -> None:
+    public = PoolSeen(pool(), (), 1)
+    by_port = stream_tunnel(tcp={"port": 5432}, origin={"url": "tcp://localhost:5432"})
+    facts = build_tunnel_facts(by_port, ("tcp/5432",), public, ())
+    assert (facts["port"], facts["hostnames"], facts["url"], facts["regions"]) == ("tcp/5432", [], "", ["eu"])
+    by_name = stream_tunnel(
+        tcp={"passthrough": True}, hostnames=["db.example.com"], origin={"url": "tcp://localhost:5432"}
+    )
+    facts = build_tunnel_facts(by_name, ("db.example.com",), public, ())
+    assert (facts["port"], facts["hostnames"], facts["url"]) == ("", ["db.example.com"], "tcp://db.example.com:443")
+
+
+def test_tcp_and_udp_do_not_wait_for_a_certificate() -> None:
+    public = PoolSeen(pool(), (), 1)
+    verdicts = decide_tunnel_verdicts((), ("tcp/5432",), public, (), is_stream=True)
+    assert verdicts[ConditionType.CERTIFICATE_READY].status == "True"
+    assert decide_tunnel_verdicts((), ("a.b",), public, ())[ConditionType.CERTIFICATE_READY].status == "Unknown"
