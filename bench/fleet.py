@@ -178,6 +178,7 @@ def idle(stage: FleetStage, seconds: float) -> dict[str, float]:
     requests = stage.requests(seconds)
     spent = stage.cost().since(before)
     took_s = time.monotonic() - begin
+    print(f"  idle: {requests}", flush=True)
     return {
         "idle": sum(requests.values()) * 60 / (seconds + 2.0),
         "idle_cpu": (spent.operator + spent.control + spent.exit_node) / took_s * 100,

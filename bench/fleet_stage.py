@@ -200,18 +200,24 @@ class FleetStage(Stage):
         from edgetun_cluster.client import Cluster
         from edgetun_cluster.connection import from_kubeconfig
 
-        return Cluster(await from_kubeconfig(self.cluster.kubeconfig), timeout_s=60, max_concurrent=CONCURRENT)
+        return Cluster(await from_kubeconfig(self.cluster.kubeconfig), timeout_s=120, max_concurrent=CONCURRENT)
 
     def create(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """Tunnels, some at a time."""
         from edgetun_cluster.kinds import TUNNEL
 
+        waiting = iter(objects)
+
+        async def some_of_them() -> None:
+            for obj in waiting:
+                await self.admin.create(TUNNEL, dict(obj), manager="bench")
+
         async def all_of_them() -> None:
-            await asyncio.gather(*(self.admin.create(TUNNEL, dict(obj), manager="bench") for obj in objects))
+            await asyncio.gather(*(some_of_them() for _ in range(CONCURRENT)))
 
         self.run(all_of_them())
 
-    def settle(self, tunnels: int, deadline_s: float = 420) -> None:
+    def settle(self, tunnels: int, deadline_s: float = 900) -> None:
         """Returns when everybody knows all tunnels and the operator has had nothing to do for a second."""
         quiet = {"done": -1.0, "since": time.monotonic()}
 
@@ -248,7 +254,7 @@ class FleetStage(Stage):
         return _metric(self._metrics[1], name)
 
     def requests(self, seconds: float) -> dict[str, int]:
-        """Requests to the API server in the next seconds, by who sent them, watches included."""
+        """Requests to the API server in the next seconds, by who asked for what, watches included."""
         time.sleep(2.0)  # the log is written in batches
         begin = self.audit_log.stat().st_size
         time.sleep(seconds + 2.0)
@@ -257,7 +263,8 @@ class FleetStage(Stage):
             file.seek(begin)
             for line in file:
                 event = json.loads(line)
-                found[event["auditID"]] = event["user"]["username"].rpartition(":")[2]
+                who, what = event["user"]["username"].rpartition(":")[2], event.get("objectRef", {}).get("resource", "")
+                found[event["auditID"]] = f"{who} {event['verb']} {what}"
         return dict(Counter(found.values()))
 
     def versions(self) -> dict[str, str]:

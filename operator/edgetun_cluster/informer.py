@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ABSENT_RETRY_S: Final = 30.0
-BREAK_S: Final = (0.2, 20.0)
-"""First and longest wait after a watch broke."""
+BREAK_S: Final = (0.2, 5.0)
+"""First and longest wait after a watch broke. Short: as long as a copy is behind, nothing that people write takes effect."""
 HEALTHY_AFTER_S: Final = 5.0
 """A watch that lived this long starts the waits anew."""
 

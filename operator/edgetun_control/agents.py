@@ -17,7 +17,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,6 +41,8 @@ GATHER_S: Final = 0.5
 CONCURRENT: Final = 8
 LEASE_EVERY_S: Final = 30.0
 LEASE_S: Final = 90.0
+LEASE_LABEL: Final = "edgetun.dev/agent"
+LEASE_SELECTOR: Final = f"{LEASE_LABEL}=true"
 SWEEP_EVERY_S: Final = 30.0
 FORGET_S: Final = 3600.0
 """An agent that left this long ago is no longer shown."""
@@ -274,14 +275,14 @@ class AgentBook(SilentFleetListener):
         entry.written = wanted
 
     async def _write_spec(self, entry: _Entry, spec: Object) -> Object | None:
-        token = await self._cluster.get(AGENT_TOKEN, entry.token.name, entry.token.namespace)
-        if token is None:
+        uid = await self._uid_of(entry.token)
+        if not uid:
             return None
         owner = {
             "apiVersion": AGENT_TOKEN.api_version,
             "kind": AGENT_TOKEN.kind,
             "name": entry.token.name,
-            "uid": token["metadata"]["uid"],
+            "uid": uid,
         }
         meta = {"name": entry.name, "namespace": entry.token.namespace, "ownerReferences": [owner]}
         obj: Object = {"metadata": meta, "spec": spec}
@@ -292,6 +293,14 @@ class AgentBook(SilentFleetListener):
         except AlreadyExists:
             # The replica where it registered was quicker, and knows more.
             return await self._cluster.get(AGENT, entry.name, entry.token.namespace)
+
+    async def _uid_of(self, token: Key) -> str:
+        """Of an AgentToken; empty when it is gone. A thousand agents of one token are no thousand questions."""
+        seen = self._store.tokens.get(token.name, token.namespace)
+        if seen is not None and seen.uid:
+            return seen.uid
+        found = await self._cluster.get(AGENT_TOKEN, token.name, token.namespace)
+        return str(found["metadata"]["uid"]) if found is not None else ""
 
     def _wanted(self, entry: _Entry, shown: Mapping[str, Any]) -> Object:
         """`shown` is the status as it stands, with nodes of other replicas."""
@@ -380,7 +389,7 @@ class AgentBook(SilentFleetListener):
             return
         entry.lease_at = now
         lease = lease_object(entry.name, entry.token.namespace, entry.agent_id, LEASE_S, now)
-        lease["metadata"]["labels"] = {"app.kubernetes.io/part-of": "edgetun", "edgetun.dev/agent": "true"}
+        lease["metadata"]["labels"] = {"app.kubernetes.io/part-of": "edgetun", LEASE_LABEL: "true"}
         lease["metadata"]["ownerReferences"] = [
             {"apiVersion": AGENT.api_version, "kind": AGENT.kind, "name": entry.name, "uid": entry.uid}
         ]
@@ -403,12 +412,18 @@ class AgentBook(SilentFleetListener):
             for key in [key for key, entry in self._entries.items() if self._store.key_of_token(key[0]) is None]:
                 entry = self._entries.pop(key)
                 self._key_by_name.pop(Key(entry.token.namespace, entry.name), None)
-            with suppress(ClusterError):
+            try:
                 await self._end_those_gone()
+            except ClusterError as error:
+                log.debug("agents that have gone cannot be told: %s; looking again", error)
+            except Exception:
+                # The edge of a task: without it, no Lease would be renewed any more.
+                log.exception("looking at agents failed")
 
     async def _end_those_gone(self) -> None:
         """Agents that nobody serves any more: their Lease has run out, whichever replica renewed it."""
         mine = {(entry.token.namespace, entry.name) for entry in self._entries.values() if entry.sessions}
+        leases: dict[tuple[str, str], str] | None = None
         for agent in self._agents:
             meta, status = agent["metadata"], agent.get("status") or {}
             where = meta["namespace"], meta["name"]
@@ -421,11 +436,12 @@ class AgentBook(SilentFleetListener):
                 if ready is not None and parse_timestamp(ready["lastTransitionTime"]) + FORGET_S < self._clock():
                     await self._cluster.delete(AGENT, meta["name"], meta["namespace"], uid=meta["uid"])
                 continue
-            lease = await self._cluster.get(LEASE, meta["name"], meta["namespace"])
-            renewed = (lease or {}).get("spec", {}).get("renewTime")
-            if renewed is not None and parse_timestamp(renewed) + LEASE_S > self._clock():
+            if leases is None:
+                leases = await self._leases()
+            renewed = leases.get((meta["namespace"], meta["name"]))
+            if renewed and parse_timestamp(renewed) + LEASE_S > self._clock():
                 continue
-            if renewed is None and parse_timestamp(meta["creationTimestamp"]) + LEASE_S > self._clock():
+            if not renewed and parse_timestamp(meta["creationTimestamp"]) + LEASE_S > self._clock():
                 continue
             conditions = self._conditions(False, agent)
             nobody: Object = {"sessions": 0, "nodes": [], "relays": [], "serves": [], "transport": ""}
@@ -433,6 +449,16 @@ class AgentBook(SilentFleetListener):
             now_gone.pop("since", None)
             await self._cluster.apply_status(AGENT, agent, now_gone, manager=MANAGER)
             self.writes_total += 1
+
+    async def _leases(self) -> dict[tuple[str, str], str]:
+        """When each agent's Lease was renewed, in one question for all of them."""
+        found = await self._cluster.list(LEASE, label_selector=LEASE_SELECTOR)
+        return {
+            (lease["metadata"]["namespace"], lease["metadata"]["name"]): str(
+                (lease.get("spec") or {}).get("renewTime") or ""
+            )
+            for lease in found.items
+        }
 
 
 def agent_name(token: str, agent_id: str) -> str:

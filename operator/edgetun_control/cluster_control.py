@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any, Final
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.informer import Change
 from edgetun_cluster.system_secrets import EXIT_NODE_AUDIENCE
+from edgetun_control.accepting import PacedListener
 from edgetun_control.agents import AgentBook
 from edgetun_control.control import Control, ControlSettings
 from edgetun_control.exits.fleet import Fleet
@@ -113,7 +113,8 @@ class ClusterControl:
         self._max_connections = max_connections
         self._exits = ExitListener(build_exit_app(self.fleet, self.identities))
         self._entrance: ControlEntrance | None = None
-        self._server: asyncio.Server | None = None
+        self._server: PacedListener | None = None
+        self._is_listening = False
         self._identity: ServerIdentity | None = None
         self.port = 0
         self.exit_port = 0
@@ -140,22 +141,23 @@ class ClusterControl:
         self._entrance = ControlEntrance(app, max_connections=self._max_connections)
         make = await self._entrance.start()
         self._context = ServerIdentity(secrets.control_cert_pem, secrets.control_key_pem).ssl_context(("http/1.1",))
+        self._server = PacedListener(make, self._context, most_pending=self._max_connections)
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                make, host, port, ssl=self._context, backlog=2048
-            )
+            await self._server.start(host, port)
         except OSError as error:
             raise AddressUnavailable(
                 f"control cannot listen for agents on {host}:{port}: {error.strerror}", remedy="choose another --port"
             ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = self._server.port
+        self._is_listening = True
         self.store.watch_secrets(self._secrets_changed)
         log.info("agents on port %d, exit nodes on port %d", self.port, self.exit_port)
 
     async def close(self) -> None:
         """Ends everything; exit nodes serve on. Idempotent."""
+        self._is_listening = False
         if self._server is not None:
-            self._server.close()
+            await self._server.close()
         if self._entrance is not None:
             await self._entrance.close()
         await self.orders.close()
@@ -194,9 +196,9 @@ class ClusterControl:
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Ready when it listens. A watch that is behind is told, and is no reason to take agents' control away."""
         facts: dict[str, Any] = {
-            "listening": self._server is not None,
+            "listening": self._is_listening,
             "watching": self.store.is_fresh,
             "exit_nodes": len(self.fleet.nodes),
             "tokens": len(self.store.state.tokens),
         }
-        return self._server is not None, facts
+        return self._is_listening, facts

@@ -73,7 +73,7 @@ CONTROL_EVERYWHERE = uses(
     (kinds.HOSTNAME_RESERVATION, "", ("get", *WATCHED, *APPLIED)),
     (kinds.AGENT, "", OWNED),
     (kinds.AGENT, "status", ("patch",)),
-    (kinds.LEASE, "", ("get", *APPLIED)),
+    (kinds.LEASE, "", ("list", *APPLIED)),
     (kinds.NAMESPACE, "", WATCHED),
     (kinds.TOKEN_REVIEW, "", ("create",)),
 )
