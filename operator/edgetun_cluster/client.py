@@ -145,17 +145,40 @@ class Cluster:
         timeout_s: float = LIST_TIMEOUT_S,
     ) -> Listing:
         """The whole collection, read page by page from one state of it; `timeout_s` is for all pages together."""
+        items: list[Object] = []
+        version = ""
+        pages = self.pages(
+            kind, namespace, label_selector=label_selector, field_selector=field_selector, timeout_s=timeout_s
+        )
+        async for page in pages:
+            items.extend(page.items)
+            version = page.resource_version
+        return Listing(items, version)
+
+    async def pages(
+        self,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        timeout_s: float = LIST_TIMEOUT_S,
+    ) -> AsyncIterator[Listing]:
+        """The same page by page, for whoever keeps less of each object than there is: never more than `PAGE` are held whole.
+
+        Raises `ResourceVersionGone` when the state that the first page was of is forgotten meanwhile.
+        """
         query = {"limit": str(PAGE), **_selectors(label_selector, field_selector)}
         deadline = time.monotonic() + timeout_s
-        items: list[Object] = []
         while True:
             left_s = max(0.001, deadline - time.monotonic())
             page = await self._call("GET", kind.path(namespace), query=query, timeout_s=left_s)
-            items.extend(page.get("items") or ())
-            more = page["metadata"].get("continue")
-            if not more:
-                return Listing(items, page["metadata"].get("resourceVersion", ""))
-            query["continue"] = more
+            meta = page["metadata"]
+            yield Listing(page.get("items") or [], meta.get("resourceVersion", ""))
+            if not meta.get("continue"):
+                return
+            query["continue"] = meta["continue"]
+            page = {}
 
     async def watch(
         self,

@@ -1,6 +1,6 @@
 """A local copy of one kind's objects, kept up to date by list and watch, with a callback per change.
 
-The copy is always one that the API server once had; after a break it is behind, never wrong. A kind that is not served
+Each object is always as the API server once had it; after a break the copy is behind, never wrong. A kind that is not served
 gives an empty copy and `is_absent`, and is asked for again now and then. Callbacks run on the event loop, are quick and do
 not raise. Everything here is on one event loop.
 """
@@ -170,19 +170,22 @@ class Informer(Generic[T]):
             await asyncio.sleep(backoff.next_s())
 
     async def _list(self) -> None:
-        listing = await self._cluster.list(
+        """Takes page by page, so that no more than a page of whole objects is in memory; what is gone goes after the last."""
+        gone = set(self._store)
+        version = ""
+        async for page in self._cluster.pages(
             self.kind, self._namespace, label_selector=self._labels, field_selector=self._fields
-        )
+        ):
+            for obj in page.items:
+                gone.discard(key_of(obj))
+                self._put(obj)
+            version = page.resource_version
         self.lists += 1
         self.is_absent = False
         self.last_error = None
-        gone = set(self._store)
-        for obj in listing.items:
-            gone.discard(key_of(obj))
-            self._put(obj)
         for key in gone:
             self._remove(key)
-        self._seen = listing.resource_version
+        self._seen = version
         self._synced.set()
 
     async def _watch(self) -> None:

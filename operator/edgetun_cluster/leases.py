@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from edgetun_cluster.client import Cluster
-from edgetun_cluster.errors import ClusterError, Conflict
+from edgetun_cluster.errors import ClusterError, Conflict, ObjectNotFound
 from edgetun_cluster.kinds import LEASE, Object
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,12 @@ class LeaderElection:
 
     async def _try(self) -> bool:
         """Takes or renews the Lease; False when somebody else has it."""
+        if self._elected.is_set() and self._lease is not None and self.holder == self.identity:
+            # Whoever leads need not ask who does: a version that is not ours any more is a conflict.
+            self._lease["spec"]["renewTime"] = micro_time(self._wall())
+            with suppress(Conflict, ObjectNotFound):
+                self._lease = await self._cluster.replace(LEASE, self._lease, manager=self._manager)
+                return True
         now = self._clock()
         found = await self._cluster.get(LEASE, self._name, self._namespace)
         ours = lease_object(self._name, self._namespace, self.identity, self._lease_s, self._wall())

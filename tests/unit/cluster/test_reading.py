@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
+from edgetun_cluster.client import Listing
+from edgetun_cluster.errors import ResourceVersionGone
 from edgetun_cluster.informer import Change, Informer
 from edgetun_cluster.kinds import EXIT_POOL, TUNNEL, Object
 from edgetun_cluster.reading import MOST_SHARED, compact_status, read_resource
@@ -119,3 +122,49 @@ def test_only_pools_and_tokens_are_asked_for_their_status() -> None:
     assert _see(TUNNEL, raw).status == {}
     pool = {"metadata": {"name": "p", "uid": "p"}, "spec": {"regions": [{"name": "eu"}]}, "status": {"available": 1}}
     assert _see(EXIT_POOL, pool).status == {"available": 1}
+
+
+class Pages:
+    """An API server that answers lists page by page, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.pages: list[list[Object]] = []
+        self.fails_before: int | None = None
+        self.listed = 0
+        self.in_between: list[int] = []
+        self.look: Any = None
+
+    async def pages_of(self) -> Any:
+        for number, page in enumerate(self.pages):
+            if number == self.fails_before:
+                self.fails_before = None
+                raise ResourceVersionGone(410, "Expired", "the continue token is too old")
+            yield Listing(page, "7")
+            self.in_between.append(self.look())
+        self.listed += 1
+
+
+async def test_a_list_is_taken_page_by_page_and_what_is_gone_goes_at_its_end() -> None:
+    server = Pages()
+    cluster: Any = type("Cluster", (), {"pages": lambda *_, **__: server.pages_of()})()
+    informer: Informer[Object] = Informer(cluster, TUNNEL)
+    server.look = lambda: len(informer)
+    found: list[tuple[str, str]] = []
+    informer.on_change(lambda change: found.append((change.type, change.key.name)))
+
+    def version(name: str, number: int) -> Object:
+        return {"metadata": {"name": name, "namespace": "team-a", "resourceVersion": str(number)}}
+
+    server.pages = [[version("a", 1), version("b", 1)], [version("c", 1)]]
+    await informer._list()
+    assert server.in_between == [2, 3]
+    assert informer.is_synced
+    found.clear()
+    server.pages = [[version("a", 1), version("b", 2)], [version("d", 1)]]
+    server.fails_before = 1
+    with pytest.raises(ResourceVersionGone):
+        await informer._list()
+    assert found == [("modified", "b")]
+    assert set(informer.store) == {("team-a", name) for name in "abc"}, "what was not seen yet is not gone"
+    await informer._list()
+    assert found == [("modified", "b"), ("added", "d"), ("deleted", "c")]
