@@ -151,7 +151,7 @@ def decode_one_varint(payload: bytes, what: str) -> int:
 class FrameReader:
     """Frames of one stream. `feed` gives `(type, bytes)`: whole payloads, but DATA's and unknown frames' as they come.
 
-    Empty pieces of DATA are left out; an unknown frame gives one `(type, b"")` when it begins, so that they can be counted.
+    An empty DATA frame, and an unknown frame when it begins, give one `(type, b"")`, so that they can be counted.
     """
 
     __slots__ = ("_held", "_left", "_limit", "_streamed", "_type")
@@ -195,7 +195,7 @@ class FrameReader:
                 self._streamed = frame_type not in _WHOLE
                 if not self._streamed and length > self._limit:
                     raise FrameTooLarge(frame_type, length)
-                if self._streamed and frame_type != DATA:
+                if self._streamed and (frame_type != DATA or not length):
                     frames.append((frame_type, b""))
             if self._streamed:
                 piece = data[at : at + self._left]

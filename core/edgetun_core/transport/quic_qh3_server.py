@@ -275,6 +275,14 @@ class Qh3ServerConnection(Qh3Connection):
                     sink.cid_retired(event.connection_id)
 
     @property
+    def is_held_back(self) -> bool:
+        """The congestion window or the pacer lets nothing out now; more is sent without anyone's doing."""
+        if self.is_congested:
+            return True
+        timer = self._core.get_timer() if self._core is not None else None
+        return timer is not None and timer[0] == "pacing"
+
+    @property
     def is_gone(self) -> bool:
         """The peer closed, also when that event still waits behind others."""
         return self._core is not None and self._core.state in ("draining", "terminated")

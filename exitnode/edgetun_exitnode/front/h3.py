@@ -62,8 +62,8 @@ class H3Connection(QuicPeer["H3Front", Qh3ServerConnection]):
     """One connection that speaks HTTP/3."""
 
     __slots__ = (
-        "_delivering",
         "_has_control",
+        "_has_paused",
         "_last_address",
         "_moved",
         "active",
@@ -106,7 +106,7 @@ class H3Connection(QuicPeer["H3Front", Qh3ServerConnection]):
         self.is_full = False
         """Asked by the library's shell before each event: no more for now."""
         self._has_control = False
-        self._delivering = False
+        self._has_paused = False
         self._last_address: Address = ("", 0)
         self._moved = True
 
@@ -148,27 +148,28 @@ class H3Connection(QuicPeer["H3Front", Qh3ServerConnection]):
         output = self.output
         super()._send_all()
         output.settle()
-        if output.waiting:
+        if output.waiting or self._has_paused:
             fed: list[Writer] = []
             while output.waiting and not self._endpoint.is_blocked and output.feed(fed):
                 super()._send_all()
                 output.settle()
-            self._resume(fed)
+            self._resume()
 
-    def _resume(self, fed: list[Writer]) -> None:
+    def _resume(self) -> None:
         """Lets those write again whose output has gone down, and lets go of those that are through."""
         low = self.front.limits.write_buffer_bytes // 4
-        may_all = self.output.queued_bytes <= MAX_QUEUED_BYTES // 2
-        for sid in {stream.sid for stream in fed} if not may_all else tuple(self.streams):
-            exchange = self.streams.get(sid)
-            if exchange is None:
-                continue
+        may_write = self.output.queued_bytes <= MAX_QUEUED_BYTES // 2
+        self._has_paused = False
+        for exchange in tuple(self.streams.values()):
             if exchange.over:
                 if exchange.ended:
                     self.forget(exchange)
-            elif exchange.response_paused and exchange.queued <= low and may_all:
-                exchange.response_paused = False
-                exchange.request.resume_response()
+            elif exchange.response_paused:
+                if exchange.queued <= low and may_write:
+                    exchange.response_paused = False
+                    exchange.request.resume_response()
+                else:
+                    self._has_paused = True
 
     def _has_more(self) -> bool:
         return bool(self.output.waiting)
@@ -307,7 +308,7 @@ class H3Connection(QuicPeer["H3Front", Qh3ServerConnection]):
         if exchange.response_paused:
             return
         if exchange.queued > self.front.limits.write_buffer_bytes or self.output.queued_bytes > MAX_QUEUED_BYTES:
-            exchange.response_paused = True
+            exchange.response_paused = self._has_paused = True
             if not exchange.opening:
                 exchange.request.pause_response()
 

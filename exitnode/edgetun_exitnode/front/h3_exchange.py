@@ -206,7 +206,9 @@ class H3Exchange:
             if kind == DATA:
                 if self.trailed or (self.parsed is None and not self.over):
                     raise H3Error(H3_FRAME_UNEXPECTED, "DATA where none may be (RFC 9114 §4.1)")
-                if not self.request_done:
+                if not payload:
+                    self.connection.spend(1)
+                elif not self.request_done:
                     self._body(payload, is_end and index == last)
             elif kind == HEADERS:
                 self._headers(payload, is_end and index == last)
@@ -415,6 +417,8 @@ class H3Exchange:
                 self.left = length
         self.started = True
         self.status = status
+        if prepared.priority is not None:
+            self.set_priority(prepared.priority)  # the server's word goes before the visitor's (RFC 9218 §8)
         lead = prepared.lead if prepared.has_date else prepared.lead + connection.front.date_line
         if end:
             connection.write(self, lead, True)

@@ -17,6 +17,10 @@ HAND_BYTES: Final = 128 * 1024
 STREAM_HAND_BYTES: Final = 64 * 1024
 _TURN_BYTES: Final = 16 * 1024
 """What an incremental stream gets per turn."""
+_SMALL_BYTES: Final = 4096
+"""What goes at once although others wait: it costs them nothing to speak of."""
+_PROBE_BYTES: Final = 1200
+"""What a less urgent stream gets to see whether it can go on where a more urgent one cannot."""
 
 
 class Writer(Protocol):
@@ -33,7 +37,7 @@ class Writer(Protocol):
 class Output:
     """The waiting output of one connection; in the common case there is none."""
 
-    __slots__ = ("_quic", "handed", "queued_bytes", "waiting")
+    __slots__ = ("_quic", "_stuck", "handed", "queued_bytes", "waiting")
 
     def __init__(self, quic: Qh3ServerConnection) -> None:
         self._quic = quic
@@ -41,11 +45,13 @@ class Output:
         """At least what the library holds unsent."""
         self.queued_bytes = 0
         self.waiting: dict[int, Writer] = {}
+        self._stuck = -1
+        """The most urgent stream that flow control held the last time."""
 
     def write(self, stream: Writer, data: bytes, is_end: bool) -> bool:
         """Hands bytes over, or keeps them; True when they were kept."""
         size = len(data)
-        if stream.queue is None and self.handed + size <= HAND_BYTES:
+        if stream.queue is None and self.handed + size <= HAND_BYTES and (not self.waiting or size <= _SMALL_BYTES):
             self.handed += size
             self._quic.send(stream.sid, data, is_end)
             return False
@@ -73,20 +79,31 @@ class Output:
             self.handed = self._quic.unsent_bytes()
 
     def feed(self, fed: list[Writer]) -> bool:
-        """Hands over what the network has room for, by priority; adds the streams to `fed`. False when nothing moved."""
+        """Hands over what the network has room for, by priority; puts the streams into `fed`. False when nothing moved."""
+        fed.clear()
         quic = self._quic
-        # What is left unsent although there is room in the congestion window waits for its own stream's flow control.
-        room = HAND_BYTES - (self.handed if quic.is_congested else 0)
+        is_held_back = quic.is_held_back
+        room = HAND_BYTES - (self.handed if is_held_back else 0)
         moved = False
         blocked: set[int] = set()
+        hand_bytes = STREAM_HAND_BYTES
         while room > 0 and len(blocked) < len(self.waiting):
             stream = self._next(blocked)
             if stream is None:
                 break
-            allowance = min(room, STREAM_HAND_BYTES - quic.get_send_buffer_size(stream.sid))
+            unsent = quic.get_send_buffer_size(stream.sid)
+            allowance = min(room, hand_bytes - unsent)
             if stream.incremental:
                 allowance = min(allowance, _TURN_BYTES)
             if allowance <= 0 and stream.queued:
+                if is_held_back:
+                    break  # the network takes more in a moment, and then of this one
+                if not blocked:
+                    # Flow control holds it. When it has not moved since the last time that is its own window, and the others may
+                    # go on; else it may be the connection's, and what the others were given would share it.
+                    is_stuck = self._stuck == stream.sid and stream not in fed
+                    hand_bytes = STREAM_HAND_BYTES if is_stuck else _PROBE_BYTES
+                    self._stuck = stream.sid
                 blocked.add(stream.sid)
                 continue
             size = self._hand_over(stream, allowance)

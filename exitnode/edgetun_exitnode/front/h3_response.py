@@ -11,6 +11,7 @@ from typing import Final
 from edgetun_core.http.h3_frames import encode_varint
 from edgetun_core.http.message import Fields, ResponseHead
 from edgetun_core.http.multiplexed import UNKNOWN_LENGTH, announced_length, build_response_fields
+from edgetun_core.http.priority import Priority, parse_priority
 from edgetun_core.http.qpack import encode_date_line, encode_section
 
 DATE_BYTES: Final = 29
@@ -22,16 +23,19 @@ _HEADERS: Final = b"\x01"
 class PreparedH3:
     """`lead` is the HEADERS frame, but for the date line when `has_date` is False. `content_length` is -1 when there is none.
 
-    `data_lead` begins the one DATA frame of a body with a known length.
+    `data_lead` begins the one DATA frame of a body with a known length. `priority` is what the response says of itself
+    (RFC 9218 §5), or None.
     """
 
-    __slots__ = ("content_length", "data_lead", "has_date", "lead", "without_body")
+    __slots__ = ("content_length", "data_lead", "has_date", "lead", "priority", "without_body")
 
     def __init__(self, head: ResponseHead) -> None:
         status = head.status
         self.without_body = status < 200 or status in (204, 304)
         # An interim head needs no date (RFC 9110 §6.6.1).
         self.has_date = status < 200 or head.get(b"date") is not None
+        said = head.get_all(b"priority")
+        self.priority: Priority | None = parse_priority(b",".join(said)) if said else None
         length = announced_length(head)
         self.content_length = length if length != UNKNOWN_LENGTH else -1
         block = encode_section(build_response_fields(head))

@@ -16,7 +16,11 @@ from support.handlers import ScriptedHandler
 from support.visitors import Visitor
 
 
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if "test_h3_" in item.nodeid and "test_h3_requests" not in item.nodeid:
+        return {"uvloop": uvloop.new_event_loop}  # a socket's readiness is all that HTTP/3 asks of a loop
     return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 
