@@ -90,6 +90,7 @@ class PartCollector:
         "_client",
         "_first",
         "_fwd",
+        "_is_over",
         "_left",
         "_names",
         "_requested_at",
@@ -107,6 +108,7 @@ class PartCollector:
         self._fwd = fwd
         self._requested_at = now
         self._upstream: RequestSink = CLOSED
+        self._is_over = False
         self._response: StoredResponse | None = None
         self._names: tuple[bytes, ...] = ()
         self._chunks: list[bytes] = []
@@ -116,7 +118,8 @@ class PartCollector:
 
     def connect(self, upstream: RequestSink) -> RequestSink:
         """Takes the exchange that was opened; returns what the visitor holds."""
-        self._upstream = upstream
+        if not self._is_over:
+            self._upstream = upstream
         return self
 
     # -- the response -----------------------------------------------------------------------------------------------------
@@ -125,6 +128,8 @@ class PartCollector:
         self._client.on_interim(head)
 
     def on_head(self, head: ResponseHead, end: bool) -> None:
+        if end:
+            self._end()
         fwd = self._fwd
         if not end and head.status == 206 and self._begin(head):
             fwd += b"; stored"
@@ -133,15 +138,19 @@ class PartCollector:
     def on_data(self, data: bytes, end: bool) -> None:
         if self._response is not None:
             self._keep(data, end)
+        if end:
+            self._end()
         self._client.on_data(data, end)
 
     def on_trailers(self, fields: Fields) -> None:
         if self._response is not None:
             self._keep(b"", True)
+        self._end()
         self._client.on_trailers(fields)
 
     def on_reset(self, error: EdgetunError) -> None:
         self._drop()
+        self._end()
         self._client.on_reset(error)
 
     def pause_request(self) -> None:
@@ -160,7 +169,9 @@ class PartCollector:
 
     def reset(self, error: EdgetunError) -> None:
         self._drop()
-        self._upstream.reset(error)
+        upstream = self._upstream
+        self._end()
+        upstream.reset(error)
 
     def pause_response(self) -> None:
         self._upstream.pause_response()
@@ -216,6 +227,11 @@ class PartCollector:
             part = (self._first, b"".join(self._chunks))
             self._drop()
             stage.stored.put_part(self._view, response, self._names, part, self._requested_at)
+
+    def _end(self) -> None:
+        """The exchange is over; no circle is left behind."""
+        self._is_over = True
+        self._upstream = CLOSED
 
     def _drop(self) -> None:
         self._response = None

@@ -262,6 +262,10 @@ class CacheStage:
                 return self.next.open(head, peer, end, client)
             return self._bypass(view, peer, end, client)
         now = self.clock()
+        if view.is_solo and view.directives is None and view.key not in self._resources:
+            refused_until = self._refused.get(hash(view.key))
+            if refused_until is not None and now < refused_until:
+                return self._bypass(view, peer, True, client)
         fwd = b"fwd=uri-miss"
         if self.may_store:
             entry, fwd = self.stored.find(view)

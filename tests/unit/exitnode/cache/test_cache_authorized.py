@@ -102,3 +102,11 @@ def test_the_key_is_shown_only_when_the_operator_wants_it():
     bench.ask()
     bench.origin[0].answer(b"x", cc("max-age=60"))
     assert b"key" not in bench.ask().cache_status
+
+
+def test_only_if_cached_does_not_reach_the_origin_with_authorization_either():
+    bench = Bench(RESPECT)
+    bench.ask(b"/", ALICE)
+    bench.origin[0].answer(b"mine", cc("private"))
+    assert bench.ask(b"/", ALICE, cc("only-if-cached")).status == 504
+    assert len(bench.origin) == 1

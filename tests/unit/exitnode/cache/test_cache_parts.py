@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -236,3 +238,23 @@ def test_a_content_range_that_says_not_where_is_none(text):
     assert parse_content_range([text]) is None
     assert parse_content_range([b"bytes 0-1/2", b"bytes 0-1/2"]) is None
     assert parse_content_range([b"Bytes 0-1/2"]) == (0, 1, 2)
+
+
+def test_a_part_leaves_no_garbage_behind(bench):
+    watched: list[weakref.ref[Guest]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(3):
+            guest = bench.ask(b"/%d" % turn, (b"range", b"bytes=0-9"))
+            exchange = bench.origin.exchanges.pop()
+            if turn:
+                exchange.answer(BODY[:10], (b"content-range", b"bytes 0-9/1024"), TAG, FRESH, status=206)
+            else:
+                guest.leave()
+            guest.sink = None
+            watched.append(weakref.ref(guest))
+        del guest, exchange
+        assert [ref() for ref in watched] == [None] * 3
+    finally:
+        gc.enable()

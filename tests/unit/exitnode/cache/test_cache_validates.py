@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from edgetun_core.errors import NoSession
 from edgetun_core.snapshot import CacheRule, CollapseRule
 from edgetun_exitnode.cache.dates import format_http_date
 from edgetun_exitnode.cache.store import Store
-from support.cache import WALL_S, Bench
+from support.cache import WALL_S, Bench, Guest, OriginExchange
 
 RESPECT = CacheRule()
 TAG = (b"etag", b'"1"')
@@ -433,3 +436,34 @@ def test_followers_keep_their_patience_when_a_304_named_nothing_stored():
     bench.origin[2].answer(b"late", cc("max-age=1"))
     assert leader.body == b"late"
     bench.check_nothing_left()
+
+
+def test_validations_leave_no_garbage_behind():
+    watched: list[weakref.ref[Guest]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        bench = stored(TAG, cc("max-age=1"))
+        for word in ("max-age=1", "no-cache", "no-store", "max-age=1"):
+            guests = [bench.ask(b"/", cc("no-cache")) for _ in range(3)]
+            for exchange in bench.origin.live:
+                confirm_one(exchange, word)
+            for exchange in bench.origin.live:
+                confirm_one(exchange, word)
+            assert all(guest.is_complete for guest in guests)
+            bench.origin.exchanges.clear()
+            for guest in guests:
+                guest.sink = None
+                watched.append(weakref.ref(guest))
+            del guests, guest, exchange
+            bench.time.advance(200.0)
+        assert [ref() for ref in watched] == [None] * len(watched)
+    finally:
+        gc.enable()
+
+
+def confirm_one(exchange: OriginExchange, word: str) -> None:
+    if exchange.head.get(b"if-none-match") is not None:
+        exchange.answer_head(304, (TAG, cc(word)), end=True)
+    else:
+        exchange.answer(b"hello", TAG, cc(word))
