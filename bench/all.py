@@ -14,6 +14,7 @@ SCRIPTS = [
     "startup",
     "crowd",
     "cached",
+    "compressed",
     "http2",
     "cache_scale",
     "passthrough",

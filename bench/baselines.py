@@ -36,8 +36,8 @@ def _nginx(stage: Stage, name: str, http: str, core: int, pid_name: str) -> Proc
 
 
 @contextmanager
-def nginx_origin(*, fresh_s: int | None = None, body_bytes: int = 1024) -> Iterator[Running]:
-    """A strong origin on the client's core that answers every path with the same body, 1 KB by default."""
+def nginx_origin(*, fresh_s: int | None = None, body_bytes: int = 1024, body: str = "") -> Iterator[Running]:
+    """A strong origin on the client's core that answers every path with the same body, 1 KB by default; `body` is a text of another size."""
     port = free_port()
     caching = f'add_header Cache-Control "max-age={fresh_s}";' if fresh_s is not None else ""
     with Stage() as stage:
@@ -45,6 +45,9 @@ def nginx_origin(*, fresh_s: int | None = None, body_bytes: int = 1024) -> Itera
         if body_bytes != len(ONE_KB):
             (stage.folder / "body.txt").write_text("x" * body_bytes)
             answer = f"root {stage.folder}; try_files /body.txt =404;"
+        if body:
+            stage.write("page.txt", body)
+            answer = f"root {stage.folder}; default_type text/plain; rewrite ^ /page.txt break;"
         process = _nginx(
             stage,
             "origin",
@@ -100,10 +103,20 @@ def nginx_proxy(origin: Running) -> Iterator[Running]:
 
 @contextmanager
 def nginx_cache(
-    origin: Running, certificate: tuple[Path, Path] | None = None, *, fresh: str = "60s", h2: bool = False
+    origin: Running,
+    certificate: tuple[Path, Path] | None = None,
+    *,
+    fresh: str = "60s",
+    h2: bool = False,
+    gzip_level: int = 0,
 ) -> Iterator[Running]:
     """nginx with proxy_cache, and collapsing by proxy_cache_lock; over TLS 1.3 when it has a certificate, `h2` with HTTP/2."""
     port = free_port()
+    gzip = (
+        f"gzip on; gzip_comp_level {gzip_level}; gzip_types text/plain; gzip_proxied any; gzip_vary on;"
+        if gzip_level
+        else ""
+    )
     with Stage() as stage:
         tls = ""
         if certificate is not None:
@@ -115,6 +128,7 @@ def nginx_cache(
             f"""proxy_cache_path {stage.folder}/cache keys_zone=one:10m use_temp_path=off;
             server {{
                 listen 127.0.0.1:{port} {"ssl" if tls else ""} {"http2" if h2 else ""} backlog=4096; {tls}
+                {gzip}
                 location / {{
                     proxy_pass http://127.0.0.1:{origin.port}; proxy_cache one; proxy_cache_valid 200 {fresh};
                     proxy_cache_lock on; proxy_cache_use_stale updating;

@@ -23,6 +23,7 @@ ORDER = [
     "cached-handshake",
     "http2",
     "http2-100k",
+    "compressed",
     "cache-scale",
     "passthrough",
     "latency",
