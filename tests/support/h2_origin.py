@@ -174,6 +174,7 @@ async def h2_origin(
     *,
     tls: ssl.SSLContext | None = None,
     unix: str = "",
+    port: int = 0,
     settings: dict[int, int] | None = None,
 ) -> AsyncIterator[H2Origin]:
     """Listens with prior knowledge, or over TLS; what a handler raises fails the test at the end."""
@@ -195,7 +196,7 @@ async def h2_origin(
         server = await asyncio.start_unix_server(serve, unix)
         origin.url = f"unix://{unix}"
     else:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+        server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
         origin.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield origin

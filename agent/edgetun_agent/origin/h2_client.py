@@ -104,7 +104,9 @@ class H2OriginClient(OriginRecord):
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         if self._chose_http1:
-            return self._over_http1(head, peer, end, client)
+            if self.health.state is not HealthState.DOWN:
+                return self._http1_client().open(head, peer, end, client)
+            self._chose_http1 = False  # whatever comes back may speak something else
         self.counters.requests += 1
         lengths = head.get_all(b"content-length")
         if head.method == b"CONNECT":
@@ -181,9 +183,6 @@ class H2OriginClient(OriginRecord):
                 self.rule, service=self.service, recent=self.recent, on_health=self._on_health, record=self
             )
         return self._http1
-
-    def _over_http1(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
-        return self._http1_client().open(head, peer, end, client)
 
     def _hand_over(self, exchange: H2Exchange) -> None:
         """An exchange that has not begun goes to HTTP/1.1 instead."""

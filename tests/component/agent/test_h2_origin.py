@@ -456,6 +456,21 @@ async def test_auto_takes_http1_where_alpn_does_and_h2_says_that_it_cannot(tmp_p
             assert "auto or http1" in str((await ask(client)).error)
 
 
+async def test_auto_looks_again_when_the_origin_was_down(tmp_path: Path) -> None:
+    old, ca_file = tls_contexts(tmp_path, "http/1.1")
+    async with scripted_origin(answering(response()), tls=old) as origin:
+        port = int(origin.url.rpartition(":")[2])
+        client = H2OriginClient(OriginRule("rpc", origin.url, protocol="auto", tls_ca_file=ca_file))
+        assert (await ask(client)).body == b"hello"
+    assert (await ask(client)).names() == ["reset"]
+    assert client.health.state is HealthState.DOWN
+    old.set_alpn_protocols(["h2"])
+    async with h2_origin(hello, tls=old, port=port) as two:
+        assert (await ask(client)).body == b"hello"
+        assert len(two.streams) == 1
+        await client.close()
+
+
 async def test_a_unix_socket_speaks_http2_too(tmp_path: Path) -> None:
     async with h2_origin(hello, unix=str(tmp_path / "s")) as origin, client_of(origin.url) as client:
         assert (await ask(client)).body == b"hello"

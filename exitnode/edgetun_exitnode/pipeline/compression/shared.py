@@ -87,7 +87,8 @@ class SharedEncodings:
                 outputs.append(step.output)
                 step = step.next
             found.whole = b"".join(outputs)
-            self._grow(found, len(found.whole))
+            found.root = None  # from now on it is asked for in one piece
+            self._grow(found, len(found.whole) + _OVERHEAD_BYTES - found.size_bytes)
         return found.whole
 
     def encode_whole(self, source: Source, coding: bytes, data: bytes) -> bytes:
