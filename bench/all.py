@@ -16,6 +16,7 @@ SCRIPTS = [
     "cached",
     "compressed",
     "http2",
+    "http3",
     "cache_scale",
     "passthrough",
     "latency",

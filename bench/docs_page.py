@@ -24,6 +24,8 @@ ORDER = [
     "http2",
     "http2-100k",
     "compressed",
+    "http3",
+    "http3-wide",
     "cache-scale",
     "passthrough",
     "latency",

@@ -74,6 +74,8 @@ GOALS = [
     Goal("the same: errors", _figure("crowd", "edgetun http", "errors"), at_most=0, unit=""),
     Goal("cached 1 KB, over nginx proxy_cache", _ratio("cached", "rps", "edgetun", "nginx proxy_cache"), 1.5),
     Goal("cached 1 KB over TLS 1.3, over nginx", _ratio("cached-tls", "rps", "edgetun", "nginx proxy_cache"), 1.2),
+    Goal("cached 1 KB over HTTP/3, 4 x 16, over caddy", _ratio("http3", "rps", "edgetun", "caddy (respond)"), 1.5),
+    Goal("the same, 64 x 10", _ratio("http3-wide", "rps", "edgetun", "caddy (respond)"), 1.5),
     Goal("cached 1 KB over HTTP/2, over nginx", _ratio("http2", "rps", "edgetun", "nginx proxy_cache"), 1.0),
     Goal("new TLS connection and request: CPU, over nginx", _ratio("cached-handshake", "cpu", "edgetun", "nginx proxy_cache"), at_most=1.3),
     Goal("cached 100 KB, HTTP/1.1: bytes per CPU second, over nginx", _ratio("cached-100k", "mb_cpu", "edgetun", "nginx proxy_cache"), 0.8),

@@ -39,11 +39,15 @@ class Peer:
     version: str
     build: Callable[[], None] | None
     remedy: str
+    is_pinned: bool = False
+    """Only what was built here counts: a distribution's own is years older than what people run."""
 
     def path(self) -> Path | None:
         built = BIN / self.name
         if built.exists():
             return built
+        if self.is_pinned:
+            return None
         found = shutil.which(self.name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         return Path(found) if found else None
 
@@ -111,7 +115,7 @@ PEERS = {
         Peer("frpc", FRP, _build_frp, BUILD_IT),
         Peer("rathole", RATHOLE, _build_rathole, BUILD_IT),
         Peer("piko", PIKO, _build_piko, BUILD_IT),
-        Peer("caddy", CADDY, _build_caddy, BUILD_IT),
+        Peer("caddy", CADDY, _build_caddy, BUILD_IT, is_pinned=True),
     )
 }
 
