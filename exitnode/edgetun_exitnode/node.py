@@ -145,7 +145,7 @@ class ExitNode:
 
     def _apply_streams(self, snapshot: Snapshot) -> None:
         streams = self.streams
-        streams.trusted = TrustedNetworks(snapshot.pool_rule.trusted_proxies)
+        streams.trusted = self.context.proxies = TrustedNetworks(snapshot.pool_rule.trusted_proxies)
         plans = self.router.table.plans
         per_address = snapshot.pool_rule.max_connections_per_address
         streams.drop(streams.plans.apply(snapshot.tunnels, lambda tunnel: plans[tunnel].counters, per_address))

@@ -12,6 +12,7 @@ from edgetun_core.http.h2 import H2Limits
 from edgetun_core.http.message import Fields
 from edgetun_core.http.multiplexed import ReceivedRequest
 from edgetun_core.memo import Memo
+from edgetun_core.proxy_protocol import TrustedNetworks
 
 _REMEMBERED_BLOCK_BYTES = 4 * 1024
 _REMEMBERED_BYTES = 6 * 1024 * 1024
@@ -113,7 +114,7 @@ class FrontCounters:
 class FrontContext:
     """Shared by the fronts of a node. `handler` is the pipeline's entry and may be swapped at any time."""
 
-    __slots__ = ("clock", "counters", "handler", "limits", "wall_clock")
+    __slots__ = ("clock", "counters", "handler", "limits", "proxies", "wall_clock")
 
     def __init__(
         self,
@@ -128,6 +129,8 @@ class FrontContext:
         self.counters = counters or FrontCounters()
         self.clock = clock
         self.wall_clock = wall_clock
+        self.proxies = TrustedNetworks()
+        """Who has to say, by PROXY protocol, whose connection it brings."""
 
 
 class RequestMemo(Memo[bytes, ParsedRequest]):

@@ -1,7 +1,8 @@
 """TLS connections that stay unopened: a look at the ClientHello decides whose they are, before anything is read off them.
 
-The bytes are peeked at (MSG_PEEK), so whoever takes the connection gets all of them. Only when a tunnel takes connections by
-name does a connection pass through here; waiting for the rest of a ClientHello costs a reader, not a task.
+The bytes are peeked at (MSG_PEEK), so whoever takes the connection gets all of them, but for the PROXY protocol header of a
+trusted proxy, which is read off first. Only such connections pass through here, and those of a node where a tunnel takes
+connections by name; waiting for the rest of a ClientHello costs a reader, not a task.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from edgetun_core.proxy_protocol import Endpoints, ProxyHeaderError, read_proxy_header
 from edgetun_exitnode.front.client_hello import MAX_HELLO_BYTES, NotClientHello, read_server_name
 from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.tcp import StreamConnection
@@ -19,8 +21,8 @@ from edgetun_exitnode.pipeline.streams import StreamPlan
 
 log = logging.getLogger(__name__)
 
-Otherwise = Callable[[socket.socket, str], None]
-"""Takes a connection that no tunnel takes as it is, with the address of its other end."""
+Otherwise = Callable[[socket.socket, str, Endpoints | None], None]
+"""Takes a connection that no tunnel takes as it is, with the address it is counted by and what a proxy said of the visitor."""
 
 _ONE: Final = 1
 
@@ -50,9 +52,13 @@ class Passthrough:
         """Connections whose ClientHello is not there yet."""
         return len(self._looking)
 
-    def take(self, sock: socket.socket, address: str) -> None:
-        """Decides about a connection that was just accepted (and is non-blocking)."""
-        look = _Look(self, sock, address, self._streams.now + self._patience_s)
+    def trusts(self, address: str) -> bool:
+        """Whether a connection from there must begin with a PROXY protocol header."""
+        return self._streams.trusted.holds(address)
+
+    def take(self, sock: socket.socket, address: str, proxy: str = "") -> None:
+        """Decides about a connection that was just accepted (and is non-blocking); `proxy` is who has to say whose it is."""
+        look = _Look(self, sock, address, self._streams.now + self._patience_s, proxy)
         self._looking[look] = None
         look.again()
 
@@ -86,16 +92,23 @@ class Passthrough:
     def decide(self, look: _Look, name: str) -> None:
         plan = self._streams.plans.find(name) if name else None
         if plan is None:
-            self._otherwise(look.sock, look.address)
+            self._otherwise(look.sock, look.address, look.told)
             return
         self._left(look.address)
-        task = self._loop.create_task(self._hand_over(look.sock, plan, name), name="hand over a TLS connection")
+        task = self._loop.create_task(self._hand_over(look, plan, name), name="hand over a TLS connection")
         self._handing_over.add(task)
         task.add_done_callback(self._handing_over.discard)
 
-    async def _hand_over(self, sock: socket.socket, plan: StreamPlan, name: str) -> None:
+    def wrong_header(self, look: _Look, error: ProxyHeaderError) -> None:
+        self._streams.tell_wrong_header(look.proxy, error)
+        look.drop()
+
+    async def _hand_over(self, look: _Look, plan: StreamPlan, name: str) -> None:
+        sock, told = look.sock, look.told
+        if told is None and look.proxy:
+            told = Endpoints(look.proxy, 0, "", 0)  # the proxy speaks for itself
         try:
-            await self._loop.connect_accepted_socket(lambda: StreamConnection(self._streams, plan, name), sock)
+            await self._loop.connect_accepted_socket(lambda: StreamConnection(self._streams, plan, name, told), sock)
         except OSError as error:
             sock.close()
             log.debug("a connection for %s was gone before it began: %s", name, error)
@@ -107,13 +120,16 @@ class Passthrough:
 class _Look:
     """One connection whose ClientHello is looked at."""
 
-    __slots__ = ("_owner", "_seen", "_waits", "address", "deadline", "sock")
+    __slots__ = ("_is_told", "_owner", "_seen", "_waits", "address", "deadline", "proxy", "sock", "told")
 
-    def __init__(self, owner: Passthrough, sock: socket.socket, address: str, deadline: float) -> None:
+    def __init__(self, owner: Passthrough, sock: socket.socket, address: str, deadline: float, proxy: str) -> None:
         self._owner = owner
         self.sock = sock
         self.address = address
         self.deadline = deadline
+        self.proxy = proxy
+        self.told: Endpoints | None = None
+        self._is_told = not proxy
         self._waits = False
         self._seen = 0
 
@@ -131,8 +147,11 @@ class _Look:
             self.drop()  # no more will come
             return
         self._seen = len(data)
+        if not self._is_told:
+            self._read_header(data)
+            return
         try:
-            name = read_server_name(data)
+            name = read_server_name(data) if self._owner.is_needed else ""
         except NotClientHello:
             name = ""
         if name is None:
@@ -140,6 +159,22 @@ class _Look:
             return
         self._done()
         self._owner.decide(self, name)
+
+    def _read_header(self, data: bytes) -> None:
+        """What the proxy says is taken off; the ClientHello comes behind it."""
+        try:
+            header = read_proxy_header(data)
+        except ProxyHeaderError as error:
+            self._owner.wrong_header(self, error)
+            return
+        if header is None:
+            self._wait(len(data) + 1)
+            return
+        self.sock.recv(header.size_bytes)  # it was peeked at, so it is there
+        self.told = header.endpoints
+        self._is_told = True
+        self._seen = 0
+        self.again()
 
     def _wait(self, low_water: int) -> None:
         """The kernel wakes us when more is there than we have seen, and not for what we have seen."""

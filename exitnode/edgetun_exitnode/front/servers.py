@@ -23,6 +23,7 @@ from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.listening import bind_sockets
+from edgetun_exitnode.front.proxied import ProxiedConnection
 
 if TYPE_CHECKING:
     from edgetun_exitnode.front.ports import StreamFronts
@@ -66,6 +67,8 @@ class Front:
         self.held_bytes = 0
         self.queued_bytes = 0
         self.connections: set[AnyConnection] = set()
+        self.preludes: set[ProxiedConnection] = set()
+        """Connections of trusted proxies that have not said yet whose they are."""
         self._loop = asyncio.get_running_loop()
         self.addresses = AddressCounts(context.limits.max_connections_per_address)
         self._locals: dict[str, tuple[str, int]] = {}
@@ -102,7 +105,15 @@ class Front:
         """Admits a new connection, makes room for it, or refuses it."""
         transport = connection.transport
         address, port = peer_of(transport)
-        connection.peer = Peer(address, port, self.scheme, b"1.1", "", self.local_of(transport))
+        if self.context.proxies.holds(address):
+            transport.set_protocol(ProxiedConnection(self, connection, self.preludes))
+            return
+        self.welcome(connection, Peer(address, port, self.scheme, b"1.1", "", self.local_of(transport)))
+
+    def welcome(self, connection: H1Connection, peer: Peer) -> None:
+        """Admits a connection whose visitor is known, makes room for it, or refuses it."""
+        connection.peer = peer
+        address = peer.address
         self.register(connection)
         if not self.admits(address, len(self.connections) - 1):
             self.counters.connections_refused += 1
@@ -208,6 +219,8 @@ class Front:
         self.date_line = b"date: %b\r\n\r\n" % date
         self.date_block = render_field(b"date", date)
         self._refused = 0
+        for prelude in tuple(self.preludes):
+            prelude.check_deadline(now)
         for connection in tuple(self.connections):
             connection.check_deadline(now)
         if self.queued_bytes > self.limits.queued_bytes:
@@ -243,6 +256,8 @@ class Front:
         """Stops accepting and drops every connection at once."""
         self.draining = True
         self.stop_accepting()
+        for prelude in tuple(self.preludes):
+            prelude.drop()
         for connection in tuple(self.connections):
             connection.give_up("the edge went away")
         if self._sweep is not None:

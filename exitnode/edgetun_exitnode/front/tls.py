@@ -14,6 +14,7 @@ import socket
 import ssl
 
 from edgetun_core.http.message import Peer
+from edgetun_core.proxy_protocol import Endpoints
 from edgetun_exitnode.front.addresses import normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore, handshaking, sni_of
 from edgetun_exitnode.front.context import FrontContext
@@ -55,6 +56,8 @@ class TlsFront(Front):
         )
         self._certificates = certificates
         self._handshakes: dict[asyncio.Task[None], str] = {}
+        self._told: dict[H1Connection, Endpoints] = {}
+        """What trusted proxies said of visitors whose handshake is under way."""
         self._reload_at = self.now + _RELOAD_EVERY_S
         self._resting: set[socket.socket] = set()
 
@@ -89,13 +92,16 @@ class TlsFront(Front):
             self._admit(sock, normalise_address(address[0]))
 
     def _admit(self, sock: socket.socket, address: str) -> None:
+        proxy = address if self._passthrough is not None and self._passthrough.trusts(address) else ""
+        if proxy:
+            address = ""  # many visitors come from there; each is counted when it is known
         self.addresses.add(address)
         if not self.admits(address, len(self.connections) + len(self._handshakes) + self._unsorted):
             self.addresses.remove(address)
             self.counters.connections_refused += 1
             sock.close()
-        elif self._passthrough is not None and self._passthrough.is_needed:
-            self._passthrough.take(sock, address)
+        elif self._passthrough is not None and (proxy or self._passthrough.is_needed):
+            self._passthrough.take(sock, address, proxy)
         else:
             self._begin_handshake(sock, address)
 
@@ -104,8 +110,16 @@ class TlsFront(Front):
         self.addresses.remove(address)
         self._notice_empty()
 
-    def _begin_handshake(self, sock: socket.socket, address: str) -> None:
-        task = self._loop.create_task(self._shake_hands(sock))
+    def _begin_handshake(self, sock: socket.socket, address: str, told: Endpoints | None = None) -> None:
+        if told is not None:
+            address = told.source
+            self.addresses.add(address)
+            if not self.admits(address, 0):
+                self._left_unopened(address)
+                self.counters.connections_refused += 1
+                sock.close()
+                return
+        task = self._loop.create_task(self._shake_hands(sock, told))
         self._handshakes[task] = address
         task.add_done_callback(self._handshake_over)
 
@@ -115,12 +129,15 @@ class TlsFront(Front):
             self.addresses.remove(address)
         self._notice_empty()
 
-    async def _shake_hands(self, sock: socket.socket) -> None:
+    async def _shake_hands(self, sock: socket.socket, told: Endpoints | None) -> None:
         self.counters.tls_handshakes += 1
         handshaking.set(sock)
+        connection = H1Connection(self)
+        if told is not None:
+            self._told[connection] = told
         try:
             await self._loop.connect_accepted_socket(
-                lambda: H1Connection(self),
+                lambda: connection,
                 sock,
                 ssl=self._certificates.context,
                 ssl_handshake_timeout=self.limits.tls_handshake_s,
@@ -132,14 +149,18 @@ class TlsFront(Front):
         except BaseException:
             sock.close()
             raise
+        finally:
+            self._told.pop(connection, None)
 
     def connected(self, connection: H1Connection) -> None:
         """The handshake is done; the connection was admitted before it."""
         transport = connection.transport
-        address, port = peer_of(transport)
+        told = self._told.pop(connection, None)
+        address, port = peer_of(transport) if told is None else (told.source, told.source_port)
+        local = self.local_of(transport) if told is None else (told.destination, told.destination_port)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         is_h2 = tls is not None and tls.selected_alpn_protocol() == "h2"
-        peer = Peer(address, port, b"https", b"2" if is_h2 else b"1.1", sni_of(tls), self.local_of(transport))
+        peer = Peer(address, port, b"https", b"2" if is_h2 else b"1.1", sni_of(tls), local)
         if is_h2:
             agreed = H2Connection(self, transport, peer)
             transport.set_protocol(agreed)

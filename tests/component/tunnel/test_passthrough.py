@@ -92,7 +92,7 @@ async def test_a_name_that_passes_through_meets_the_services_own_certificate(
         assert answer.startswith(b"HTTP/1.1 50")
         (front,) = (front for front in stands.node.fronts if front.scheme == b"https")
         await until(lambda: not stands.node.streams.connections and not front.connections, 10.0)
-        assert front._by_address == {}  # type: ignore[attr-defined]
+        assert front.addresses._counts == {}
 
 
 async def test_a_client_hello_in_pieces_is_waited_for_without_spinning(
@@ -144,7 +144,7 @@ async def test_who_says_nothing_is_dropped_in_time_and_who_leaves_at_once(
         writer.close()
         (front,) = (front for front in stands.node.fronts if front.scheme == b"https")
         await until(lambda: front._unsorted == 0, 10.0)  # type: ignore[attr-defined]
-        assert front._by_address == {}  # type: ignore[attr-defined]
+        assert front.addresses._counts == {}
 
 
 async def test_the_service_gets_every_byte_of_the_client_hello(tmp_path: Path, service_ca: DevelopmentCA) -> None:
