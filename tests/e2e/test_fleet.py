@@ -270,7 +270,7 @@ def test_an_upgrade_from_the_previous_chart_rolls_everything_under_live_streams_
 
             with Visitors(served.host, everywhere(node)) as visitors, ThreadPoolExecutor(1) as beside:
                 upgrade_crds(node, CHART)
-                upgrading = beside.submit(helm_install, node, image)
+                upgrading = beside.submit(helm_install, node, image, CHART, "--reset-then-reuse-values")
                 # A new pod takes some seconds to be ready: what begins now begins at the old ones, which are told to go.
                 wait_for(lambda: templates(node) == {image}, 120, "the new operator has changed every Deployment")
                 old = [pod["metadata"]["name"] for pod in pods(node, "default") if image_of(pod) == before]

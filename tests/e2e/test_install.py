@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
+from support.commands import Command
+from support.image import PROJECT
 from support.installation import DOMAIN, SYSTEM, Served, exit_pool, ready, told, visit
+from support.live import a_live_origin
 from support.node import NodeCluster
 from support.operator import GROUP_VERSION, token, tunnel
 from support.waiting import wait_for
@@ -33,6 +40,60 @@ def test_a_revoked_token_closes_its_sessions(served: Served) -> None:
         wait_for(lambda: visit(served.node, region, served.host)[0] == 200, 30, "the tunnel serves")
         served.node.client.delete(token(served.namespace, "laptops"))
         wait_for(lambda: visit(served.node, region, served.host)[0] != 200, 10, "the token's sessions are closed")
+
+
+def test_every_command_of_the_page_that_only_looks_works_as_it_stands(installed: NodeCluster, tmp_path: Path) -> None:
+    """With the page's own manifests: a pool that is there already, the tunnel and the token of team-a."""
+    page = (PROJECT / "docs" / "kubernetes.md").read_text()
+    first = page.partition("## First tunnel")[2].partition("\n## ")[0]
+    manifests = next(
+        block for block in re.findall(r"```yaml\n(.*?)```", first, re.DOTALL) if "kind: AgentToken" in block
+    )
+    commands = [
+        line.replace("\\|", "|")
+        for line in re.findall(r"(?m)^kubectl .+$", page) + re.findall(r"`(kubectl [^`]+)`", page)
+        if re.match(r"kubectl (-n \S+ )?(get|describe|logs|wait) ", line)
+        and "certificate" not in line
+        and "delete" not in line
+    ]
+    assert len(commands) > 8, commands
+    installed.kubectl("create", "namespace", "team-a")
+    try:
+        installed.kubectl("apply", "-f", "-", stdin=manifests)
+        wait_for(lambda: installed.client.get("v1", "Secret", "laptops-token", "team-a"), 30, "the token")
+        with a_live_origin() as url:
+            text = run_in_shell(
+                installed, "kubectl -n team-a get secret laptops-token -o jsonpath='{.data.token}' | base64 -d"
+            )
+            assert "base64 -d" in page
+            agent = Command(
+                "edgetun-agent",
+                f"--state={tmp_path}",
+                "--tunnel=team-a/shop",
+                f"--origin={url}",
+                environ={"EDGETUN_CLUSTER_TOKEN": text},
+            )
+            with agent:
+                agent.line("ready in", 60)
+                for command in commands:
+                    run_in_shell(installed, command)
+                assert visit(installed, "eu-west", "shop.tunnels.example.com")[0] == 200
+    finally:
+        installed.kubectl("delete", "namespace", "team-a", "--wait=false")
+
+
+def run_in_shell(node: NodeCluster, command: str) -> str:
+    """As somebody types it, with `kubectl` for this cluster."""
+    ran = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env=node.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{command}: {ran.stderr}"
+    return ran.stdout
 
 
 def test_uninstall_leaves_what_the_documentation_says(installed: NodeCluster, image: str, namespace: str) -> None:
