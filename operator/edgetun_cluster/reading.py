@@ -5,6 +5,7 @@ Ten thousand tunnels are held by every process that follows them; most say littl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from pydantic import BaseModel
 from edgetun_cluster.kinds import Kind, Object
 from edgetun_core.api.load import AnyResource, parse_resource
 from edgetun_core.problem import Problem
+
+log = logging.getLogger("edgetun_cluster.reading")
 
 
 def read_resource(kind: Kind, obj: Object, metadata: Iterable[str]) -> tuple[AnyResource | None, tuple[Problem, ...]]:
@@ -24,7 +27,11 @@ def read_resource(kind: Kind, obj: Object, metadata: Iterable[str]) -> tuple[Any
         "metadata": {name: obj["metadata"][name] for name in metadata if name in obj["metadata"]},
         "spec": obj.get("spec") or {},
     }
-    resource, problems = parse_resource(plain)
+    passed_over: set[str] = set()
+    resource, problems = parse_resource(plain, passed_over=passed_over)
+    for field in passed_over - _told.get(kind, set()):
+        _told.setdefault(kind, set()).add(field)
+        log.info("%s: %s is of definitions of a later version, and is passed over", kind.kind, field)
     if resource is not None:
         _blocks.slim(resource)
     return resource, problems
@@ -101,5 +108,7 @@ MOST_SHARED: Final = 4096
 """Of each sort; then it is begun anew, and what is held already stays."""
 MOST_ALIKE: Final = 8
 
+_told: Final[dict[Kind, set[str]]] = {}
+"""Fields that were spoken of; there are as many as definitions have."""
 _conditions: Final = _Conditions()
 _blocks: Final = _Blocks()

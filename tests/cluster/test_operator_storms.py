@@ -13,7 +13,7 @@ import yaml
 from support.cluster import ControlPlane
 from support.kube_binaries import CONTROLLERS, Binaries
 from support.kube_client import ApiError, KubeClient, Object
-from support.manifests import as_it_was_before, read_crds
+from support.manifests import as_it_was_before, as_it_will_be, read_crds
 from support.operator import (
     GROUP_VERSION,
     OperatorProcess,
@@ -152,6 +152,25 @@ def test_writers_who_write_all_the_time_are_overwritten_by_nobody_and_the_status
         assert operator.metric("edgetun_operator_statuses_written_total") == before, "it goes on writing"
     for host in hosts:
         client.delete({"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": {"name": host}})
+
+
+def test_the_operator_works_with_the_definitions_of_the_version_after(another_cluster: ControlPlane) -> None:
+    """As between the two commands of an upgrade: the definitions come first."""
+    client, system = another_cluster.client, "edgetun-system"
+    another_cluster.install_crds(as_it_will_be(crd) for crd in read_crds())
+    try:
+        with OperatorProcess(another_cluster, system) as operator:
+            client.apply(pool("ahead"))
+            stored = client.apply(tunnel("default", "ahead", "ahead"))
+            assert stored["spec"]["later"] == stored["spec"]["origin"]["later"] == {"mood": "fine"}
+            client.apply(token("default", "ahead"))
+            wait_for_condition(client, "ExitPool", "ahead", None, "Accepted", "Accepted")
+            wait_for_condition(client, "Tunnel", "ahead", "default", "Accepted", "Accepted")
+            wait_for(lambda: client.get("v1", "Secret", "ahead-token", "default"), 20, "the token")
+            assert client.get("apps/v1", "Deployment", "edgetun-exit-ahead-eu", system) is not None
+            assert "is passed over" in operator.log()
+    finally:
+        another_cluster.install_crds(read_crds())
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,17 @@ def as_it_was_before(crd: Object) -> Object:
     return before
 
 
+def as_it_will_be(crd: Object) -> Object:
+    """The definition as a later version might have it: with more fields, which the API server fills in everywhere."""
+    after = copy.deepcopy(crd)
+    for version in after["spec"]["versions"]:
+        for path, schema in list(schemas(version["schema"]["openAPIV3Schema"])):
+            if path in {".spec", ".spec.origin", ".spec.cache", ".spec.service", ".spec.podTemplate", ".spec.limits"}:
+                mood = {"type": "string", "default": "fine"}
+                schema["properties"]["later"] = {"type": "object", "default": {}, "properties": {"mood": mood}}
+    return after
+
+
 def _forget_rules(schema: Object) -> None:
     schema.pop("x-kubernetes-validations", None)
     for below in schema.get("properties", {}).values():

@@ -5,6 +5,7 @@ Everything is read before anything is reported, so a person mends a set of files
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -90,11 +91,50 @@ def load_text(data: bytes, name: str) -> Loaded:
     return reader.loaded()
 
 
-def parse_resource(data: Mapping[str, Any]) -> tuple[AnyResource | None, tuple[Problem, ...]]:
-    """Reads one object as an API server or a JSON body gives it; problems have no file."""
+def parse_resource(
+    data: Mapping[str, Any], *, passed_over: set[str] | None = None
+) -> tuple[AnyResource | None, tuple[Problem, ...]]:
+    """Reads one object as an API server or a JSON body gives it; problems have no file.
+
+    With `passed_over`, fields that this version does not know are left out, and named there: an API server lets through only what
+    its definitions know, and those may be a version ahead.
+    """
     reader = _Reader()
     resource = reader.resource_of(dict(data), "", None)
+    if resource is None and passed_over is not None:
+        known = _known_part(dict(data), passed_over)
+        if known is not None:
+            reader = _Reader()
+            resource = reader.resource_of(known, "", None)
     return resource, sort_problems(reader.problems)
+
+
+def _known_part(value: dict[str, Any], passed_over: set[str]) -> dict[str, Any] | None:
+    """The object without fields that its model does not know; None when it knows them all."""
+    model = KINDS.get(str(value.get("kind")))
+    if model is None:
+        return None
+    try:
+        model.model_validate(_as_written(value), by_alias=True, by_name=False, context=FROM_TEXT)
+    except ValidationError as error:
+        unknown = [one["loc"] for one in error.errors(include_url=False) if one["type"] == "extra_forbidden"]
+        if not unknown:
+            return None
+        known = copy.deepcopy(value)
+        for *above, name in unknown:
+            if _drop(known, above, name):
+                passed_over.add(field_text(tuple(part for part in (*above, name) if not isinstance(part, int))))
+        return known
+    return None
+
+
+def _drop(into: Any, above: list[int | str], name: int | str) -> bool:
+    for part in above:
+        try:
+            into = into[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return isinstance(into, dict) and into.pop(name, None) is not None
 
 
 class _Reader:

@@ -6,6 +6,7 @@ sending one that was needed: `REQUIRED` is what the first version needs, and cha
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from edgetun_control import store
 from edgetun_core import enrollment, snapshot
+from edgetun_core.api.load import parse_resource
 from edgetun_core.control_stream import Unknown, decode_from_control, decode_from_node, messages
 from edgetun_core.credentials import session_credential
 from edgetun_core.errors import ProtocolError
@@ -144,3 +146,33 @@ def test_messages_of_kinds_that_came_later_are_passed_over_and_known_ones_are_st
             decode_from_control(msgspec.msgpack.encode(damaged))
     with pytest.raises(ProtocolError):
         decode_from_node(msgspec.msgpack.encode({"type": "ack", "version": "soon"}))
+
+
+def test_fields_of_later_definitions_are_passed_over_by_who_reads_from_an_api_server_and_no_file_may_have_them() -> (
+    None
+):
+    later = {
+        "kind": "Tunnel",
+        "apiVersion": "edgetun.dev/v1alpha1",
+        "metadata": {"name": "shop", "namespace": "team-a"},
+        "spec": {
+            "hostnames": ["shop.example.com"],
+            "origin": {"url": "http://localhost:3000", "warmth": {"degrees": 21}},
+            "mood": "fine",
+            "routes": [{"path": {"prefix": "/a"}, "cache": {"mode": "disabled", "flavour": "sweet"}}],
+        },
+    }
+    untouched = copy.deepcopy(later)
+    passed_over: set[str] = set()
+    tunnel, problems = parse_resource(later, passed_over=passed_over)
+    assert tunnel is not None
+    assert problems == ()
+    assert passed_over == {"spec.mood", "spec.origin.warmth", "spec.routes.cache.flavour"}
+    assert later == untouched
+    plain, problems = parse_resource(later)
+    assert plain is None
+    assert {problem.reason for problem in problems} == {"UnknownField"}
+    later["spec"]["hostnames"] = 5  # type: ignore[index]
+    broken, problems = parse_resource(later, passed_over=set())
+    assert broken is None
+    assert [problem.field for problem in problems] == ["spec.hostnames"]
