@@ -149,9 +149,9 @@ def _not_a_choice(model: type[ApiModel], location: Location, value: object) -> E
     owner, field = _model_and_field(model, location)
     choices = [str(choice) for choice in get_args(field.annotation)] if field is not None else []
     remedy = f"write {or_list(choices)}"
-    reserved = owner.reserved_values.get(str(location[-1]), frozenset()) if owner is not None else frozenset()
-    if isinstance(value, str) and value in reserved:
-        return Explained(location, "NotAvailable", f"{quoted(value)} {NOT_AVAILABLE}; {remedy}")
+    hints = owner.value_hints.get(str(location[-1]), {}) if owner is not None else {}
+    if isinstance(value, str) and value in hints:
+        remedy = hints[value]
     return Explained(location, "InvalidValue", f"{quoted(value)} is not a choice; {remedy}")
 
 

@@ -52,8 +52,8 @@ class ApiModel(BaseModel):
 
     reserved: ClassVar[frozenset[str]] = frozenset()
     """Names of fields that are planned: asking for one says so, instead of calling it unknown."""
-    reserved_values: ClassVar[dict[str, frozenset[str]]] = {}
-    """The same for values of a field (by its name in YAML)."""
+    value_hints: ClassVar[dict[str, dict[str, str]]] = {}
+    """What to do instead, for values that people may try in a field (by its name in YAML)."""
 
     laid_over: ClassVar[frozenset[str]] = frozenset()
     """Fields (by their names in Python) whose block is laid over another one: what it leaves out stays, so the CRD fills in

@@ -427,12 +427,16 @@ class TunnelSpec(RuledModel):
         }
     )  # fmt: skip
 
-    reserved_values: ClassVar[dict[str, frozenset[str]]] = {"protocol": frozenset({"grpc", "h2c"})}
+    value_hints: ClassVar[dict[str, dict[str, str]]] = {
+        "protocol": dict.fromkeys(
+            ("grpc", "h2c", "h2"), "an http tunnel carries it: remove this, and write protocol: h2c in spec.origin"
+        )
+    }
 
     protocol: Literal["http"] = Field(
         default="http",
         description=(
-            "What visitors speak: `http` (HTTP/1.1 with WebSocket and event streams, plain and over TLS). For anything else "
+            "What visitors speak: `http` (with WebSocket, event streams and gRPC, plain and over TLS). For anything else "
             "write `tcp` or `udp`."
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from edgetun_core.snapshot import CacheRule, CollapseRule, CompressionRule
 from support.codings import Decoder, decode
 from support.origin_server import ScriptedConnection, answering, response, scripted_origin
+from support.requirements import missing
 from support.whole import HOST, IN_PROCESS, snapshot, whole
 
 TEXT = b"".join(b"line %d of a page that is worth compressing\n" % number for number in range(4000))
+CURL_FEATURES = {"gzip": b"libz", "br": b"brotli", "zstd": b"zstd"}
 BROWSER = "Accept-Encoding: gzip, deflate, br, zstd"
 
 
@@ -73,6 +76,32 @@ async def test_an_event_reaches_the_visitor_before_the_next_one_is_sent(
             assert event == b"data: %d\n\n" % number
             seen.release()
         await visitor.close()
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
+async def test_curl_reads_what_is_compressed(tmp_path: Path, coding: str, version: str) -> None:
+    program = shutil.which("curl")
+    if program is None:
+        missing("there is no curl; apt-get install curl")
+    asked = await asyncio.create_subprocess_exec(program, "--version", stdout=asyncio.subprocess.PIPE)
+    if CURL_FEATURES[coding] not in (await asked.communicate())[0]:
+        missing(f"this curl does not read {coding}; the one of Debian 12 and later does")
+    page = response(TEXT, b"Content-Type: text/html")
+    async with (
+        scripted_origin(answering(page)) as origin,
+        whole(tmp_path, IN_PROCESS, snapshot(origin.url)) as stands,
+    ):
+        command = [program, "--silent", "--show-error", "--max-time", "30", "--compressed", version]
+        command += ["-H", f"Host: {HOST}", "-H", f"Accept-Encoding: {coding}", "-w", "%{size_download}"]
+        command += ["-o", str(tmp_path / "page"), f"http://127.0.0.1:{stands.port}/"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, err
+        assert (tmp_path / "page").read_bytes() == TEXT
+        assert int(out) < len(TEXT) / 5
 
 
 async def test_a_crowd_costs_the_origin_one_request_and_the_edge_one_compression(tmp_path: Path) -> None:

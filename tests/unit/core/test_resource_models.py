@@ -196,10 +196,10 @@ def test_a_field_that_is_planned_says_that_it_is_not_available_yet(name: str) ->
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "h2c"])
-def test_a_protocol_that_is_planned_says_that_it_is_not_available_yet(protocol: str) -> None:
-    assert told(tunnel(protocol=protocol)) == [
-        f'spec.protocol: "{protocol}" is not available in this version; write http'
-    ]
+def test_a_protocol_of_the_origin_is_told_where_it_belongs(protocol: str) -> None:
+    (message,) = told(tunnel(protocol=protocol))
+    assert message.startswith(f'spec.protocol: "{protocol}" is not a choice; an http tunnel carries it: ')
+    assert message.endswith("write protocol: h2c in spec.origin")
 
 
 def models(of: type[ApiModel]) -> set[type[ApiModel]]:
