@@ -116,7 +116,9 @@ class QuicEndpoint(Generic[P]):
                 self._on_datagrams(datagram, len(datagram), address)
             return
         if route is None:
-            if data[0] & 0x80 and len(data) >= MIN_INITIAL_BYTES:
+            if not data[0] & 0x80:
+                self._unknown(cid, len(data), address)
+            elif len(data) >= MIN_INITIAL_BYTES:
                 self._first_contact(data, cid, address)
         elif isinstance(route, _Farewell):
             if route.left > 0:
@@ -135,6 +137,9 @@ class QuicEndpoint(Generic[P]):
 
     def _on_error(self, error: OSError) -> None:
         """A datagram to one of many peers was refused; that peer's timers notice."""
+
+    def _unknown(self, cid: bytes, size_bytes: int, address: Address) -> None:
+        """A packet of a connection that is none of ours: of one that ended, or of another process."""
 
     def _first_contact(self, data: bytes, cid: bytes, address: Address) -> None:
         version = int.from_bytes(data[1:5], "big")

@@ -94,9 +94,14 @@ class Server:
         max_data_bytes: int,
         max_stream_data_bytes: int,
         choose: Callable[[str], Shown | None],
+        reset_token: Callable[[bytes], bytes],
     ) -> None:
-        """`choose` gives the certificate for a server name (lower case, or empty), or None for a name that is not served."""
+        """`choose` gives the certificate for a server name (lower case, or empty), or None for a name that is not served.
+
+        `reset_token` gives the stateless reset token of a connection id.
+        """
         self.choose = choose
+        self.reset_token = reset_token
         self.tickets = Tickets()
         self._base = QuicConfiguration(
             is_client=False,
@@ -200,6 +205,10 @@ class Qh3ServerConnection(Qh3Connection):
         # The library learns an id that is there, and takes one of no length (browsers choose it) for not known.
         bridge.remote_initial_source_connection_id = b""
         context = bridge.tls
+        bridge.stateless_reset_token = self._server.reset_token(self.host_cid)
+        context.handshake_extensions = [
+            (tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS, bridge.serialize_transport_parameters())
+        ]
         handle = context._server_handle_hello
 
         def choose_and_handle(input_buf: Buffer, *output_bufs: Buffer) -> None:

@@ -1,4 +1,5 @@
-"""Address validation by Retry (RFC 9000 §8.1.2): tokens that only we can make, and the packet that carries one.
+"""Address validation by Retry (RFC 9000 §8.1.2): tokens that only we can make, and the packet that carries one. And stateless
+reset (§10.3): ending a connection whose state is gone, or was another process's.
 
 A token holds where the client's first packet went and what the Retry said, sealed (AES-GCM) under a key of 16 bytes, and
 bound to the client's address. Whoever has the key can check it, so a fleet that shares a key may take each other's tokens.
@@ -6,6 +7,7 @@ bound to the client's address. Whoever has the key can check it, so a fleet that
 
 from __future__ import annotations
 
+import hmac
 import os
 import socket
 from typing import TYPE_CHECKING, Final
@@ -93,6 +95,29 @@ def retry_packet(client_cid: bytes, retry_cid: bytes, original_cid: bytes, token
     )
     pseudo = bytes((len(original_cid),)) + original_cid + packet
     return packet + AESGCM(_RETRY_KEY).encrypt(_RETRY_NONCE, b"", pseudo)
+
+
+MIN_RESET_BYTES: Final = 21
+MAX_RESET_BYTES: Final = 43
+
+
+class ResetTokens:
+    """Stateless reset tokens (RFC 9000 §10.3.2): whoever has the secret can end a connection that it knows nothing of."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = hmac.digest(secret, b"edgetun quic stateless reset", "sha256")
+
+    def token(self, cid: bytes) -> bytes:
+        """The token of a connection id: what a client is given for it, and what ends its connection."""
+        return hmac.digest(self._key, cid, "sha256")[:16]
+
+    def packet(self, cid: bytes, size_bytes: int) -> bytes | None:
+        """A stateless reset in answer to a packet of this size, always smaller than it (§10.3.3); None when that is too small."""
+        size = min(size_bytes - 1, MAX_RESET_BYTES)
+        if size < MIN_RESET_BYTES:
+            return None
+        noise = os.urandom(size - 16)
+        return bytes((0x40 | noise[0] & 0x3F,)) + noise[1:] + self.token(cid)
 
 
 def initial_token(data: bytes) -> bytes | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from edgetun_core.errors import Cancelled, Draining, EdgetunError
+from edgetun_core.errors import Cancelled, Draining, EdgetunError, ProtocolError
 from edgetun_core.http.h3_frames import (
     CONTROL_STREAM,
     DECODER_STREAM,
@@ -124,6 +124,10 @@ class H3Connection(QuicPeer["H3Front", Qh3ServerConnection]):
         super().pump()
         if not self._ended:
             self.transmit()
+
+    def _tripped(self, error: Exception) -> None:
+        self.front.tripped(error)
+        self.fail(ProtocolError("the QUIC library could not go on with what came in"))
 
     def _deliver(self) -> None:
         self.active = self.front.now

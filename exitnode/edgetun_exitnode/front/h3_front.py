@@ -21,7 +21,7 @@ from edgetun_core.http.qpack import SectionDecoder
 from edgetun_core.memo import Memo
 from edgetun_core.transport.quic_endpoint import RETRY_FROM, FirstContact, QuicEndpoint
 from edgetun_core.transport.quic_qh3_server import Server, Shown, shown
-from edgetun_core.transport.quic_retry import RetryTokens
+from edgetun_core.transport.quic_retry import ResetTokens, RetryTokens
 from edgetun_core.transport.udp import Address, bind_udp, plain_address
 from edgetun_exitnode.front.addresses import AddressCounts
 from edgetun_exitnode.front.certificates import CertificateStore
@@ -37,6 +37,8 @@ ALPN: Final = "h3"
 MAX_STREAM_DATA_BYTES: Final = 512 * 1024
 MAX_DATA_BYTES: Final = 768 * 1024
 """What a visitor may have under way to us, of one request and of all; also what the library may keep of it out of order."""
+_RESETS_PER_SWEEP: Final = 200
+_TELL_EVERY_S: Final = 60.0
 _FIELD_OVERHEAD_BYTES: Final = 32
 """What a field counts beside its bytes (RFC 9114 §4.2.2)."""
 _REMEMBERED_BYTES: Final = 6 * 1024 * 1024
@@ -106,6 +108,11 @@ class H3Front(QuicEndpoint[H3Connection]):
         self._unpumped: list[H3Connection] = []
         self._retry_tokens: RetryTokens | None = None
         self._retry_secret = os.urandom(32)
+        self._resets: tuple[bytes, ResetTokens] | None = None
+        self._resets_left = _RESETS_PER_SWEEP
+        self.resets_sent = 0
+        self._tripped_at = -_TELL_EVERY_S
+        self._tripped = 0
         self._emptied: asyncio.Future[None] | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._server = Server(
@@ -114,6 +121,7 @@ class H3Front(QuicEndpoint[H3Connection]):
             max_data_bytes=MAX_DATA_BYTES,
             max_stream_data_bytes=MAX_STREAM_DATA_BYTES,
             choose=self._choose,
+            reset_token=lambda cid: self._reset_tokens().token(cid),
         )
         super().__init__(
             sock, handshake_timeout_s=limits.tls_handshake_s, tokens=self._tokens_for_retry, retry_from=retry_from
@@ -144,6 +152,31 @@ class H3Front(QuicEndpoint[H3Connection]):
         else:
             self._retry_tokens.renew(secret)
         return self._retry_tokens
+
+    def _reset_tokens(self) -> ResetTokens:
+        """From the same secret: a pool's node that is handed another's connection, or that was restarted, can end it at once."""
+        secret = self._certificates.shared_secret() or self._retry_secret
+        if self._resets is None or self._resets[0] != secret:
+            self._resets = secret, ResetTokens(secret)
+        return self._resets[1]
+
+    def _unknown(self, cid: bytes, size_bytes: int, address: Address) -> None:
+        if self._resets_left > 0:
+            packet = self._reset_tokens().packet(cid, size_bytes)
+            if packet is not None:
+                self._resets_left -= 1
+                self.resets_sent += 1
+                self.send([packet], address)
+
+    def tripped(self, error: Exception) -> None:
+        """The library, or we, could not go on with what came in: told now and then, since visitors choose what comes in."""
+        self._tripped += 1
+        if self.now - self._tripped_at >= _TELL_EVERY_S:
+            self._tripped_at = self.now
+            _log.error(
+                "HTTP/3: %d connections could not go on with what came in; the last:", self._tripped, exc_info=error
+            )
+            self._tripped = 0
 
     def approves(self, peer: Peer, authority: bytes) -> bool:
         """Whether a request for this authority may come on the peer's connection."""
@@ -267,6 +300,7 @@ class H3Front(QuicEndpoint[H3Connection]):
         self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
         context = self.context
         self.now = now = context.clock()
+        self._resets_left = _RESETS_PER_SWEEP
         self.date_line = date_line(formatdate(context.wall_clock(), usegmt=True).encode())
         for connection in tuple(self.connections):
             connection.sweep(now)

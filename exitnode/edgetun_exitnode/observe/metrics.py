@@ -88,6 +88,8 @@ def _front(node: ExitNode) -> Iterator[Metric]:
     yield _counter("edgetun_quic_migrations", "Visitors' connections that changed address.", counters.quic_migrations)
     yield _counter("edgetun_early_data_requests", "Requests that came in early data.", counters.early_data_requests)
     yield _counter("edgetun_early_data_refused", "Of these, answered with 425.", counters.early_data_refused)
+    resets = sum(front.resets_sent for front in node.http3_fronts)
+    yield _counter("edgetun_quic_resets", "Connections of others ended by a stateless reset.", resets)
     retries = sum(front.retries_sent for front in node.http3_fronts)
     yield _counter("edgetun_quic_retries", "Visitors asked to prove their address first.", retries)
     yield _counter("edgetun_requests_without_tunnel", "For no known host.", node.router.requests_without_tunnel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from aioquic.quic.packet import QuicErrorCode
@@ -12,10 +13,14 @@ from aioquic.tls import SessionTicket
 
 from edgetun_core.http.h3_frames import H3_NO_ERROR
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.transport.quic_retry import RetryTokens
+from edgetun_core.transport.quic_retry import ResetTokens, RetryTokens
+from edgetun_core.transport.udp import bind_udp
 from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.front.context import FrontContext
+from edgetun_exitnode.front.h3_front import H3Front
 from support.h3_client import H3Visitor, h3_visitor
-from support.handlers import Asked, ScriptedHandler, wait
+from support.handlers import Asked, ScriptedHandler, echo, wait
+from support.impairment import Impairment
 from support.impairment.udp_path import udp_path
 from support.visitors import until
 
@@ -48,11 +53,9 @@ async def test_a_made_up_token_opens_nothing_under_load(start_h3: StartH3) -> No
 
 
 async def test_nodes_with_the_same_certificate_take_each_others_tokens(
-    start_h3: StartH3, h3_ca: DevelopmentCA, tmp_path: object
+    start_h3: StartH3, h3_ca: DevelopmentCA, tmp_path: Path
 ) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
+    folder = tmp_path
     cert, key = h3_ca.issue(["shop.example"])
     (folder / "a.pem").write_bytes(cert)
     (folder / "a.key").write_bytes(key)
@@ -205,3 +208,70 @@ async def test_garbage_and_other_versions_do_no_harm(start_h3: StartH3) -> None:
     async with h3_visitor(front.port) as visitor:
         assert (await visitor.ask()).status == 200
     assert len(front.connections) <= 1
+
+
+async def test_bodies_come_whole_both_ways_through_loss_delay_and_reordering(start_h3: StartH3) -> None:
+    front = await start_h3(ScriptedHandler(echo))
+    weather = Impairment(loss=0.03, delay_s=0.01, jitter_s=0.005, reorder=0.05)
+    body = os.urandom(300_000)
+    async with udp_path(front.port, weather, seed=7) as path, h3_visitor(path.port) as visitor:
+        visitor.timeout_s = 60
+        answer = await visitor.ask("/", method="POST", body=body)
+        assert bytes(answer.body) == body
+        assert path.up.lost
+        assert path.down.lost
+
+
+async def test_a_connection_whose_node_is_gone_is_ended_at_once_by_its_successor(
+    h3_ca: DevelopmentCA, tmp_path: Path
+) -> None:
+    cert, key = h3_ca.issue(["shop.example"])
+    pair = tmp_path / "a.pem", tmp_path / "a.key"
+    pair[0].write_bytes(cert)
+    pair[1].write_bytes(key)
+
+    def serve(port: int) -> H3Front:
+        return H3Front(
+            FrontContext(ScriptedHandler()), bind_udp(socket.AF_INET, ("127.0.0.1", port)), CertificateStore([pair])
+        )
+
+    first = serve(0)
+    async with h3_visitor(first.port, idle_timeout=60) as visitor:
+        assert (await visitor.ask()).status == 200
+        first._close_socket()  # as a process that is killed: no goodbye
+        first.close()
+        second = serve(first.port)
+        try:
+            visitor._quic.send_ping(1)
+            visitor.transmit()
+            await until(lambda: second.resets_sent > 0, 20)
+            tokens = ResetTokens(key)
+            assert tokens.packet(b"12345678", 40) is not None
+            assert tokens.packet(b"12345678", 21) is None  # never as large as what it answers
+            # What the visitor was given for the id it sends to is what the successor sends.
+            given = visitor._quic._peer_cid
+            assert given.stateless_reset_token == tokens.token(given.cid)
+        finally:
+            second.close()
+
+
+async def test_what_trips_the_library_ends_one_connection_and_is_told_once(
+    start_h3: StartH3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    front = await start_h3()
+
+    def trip(*_: object) -> None:
+        raise RuntimeError("tripped")
+
+    for _ in range(3):
+        async with h3_visitor(front.port) as visitor:
+            (connection,) = [it for it in front.connections if it.is_established]
+            monkeypatch.setattr(type(connection), "_update_peer", trip)
+            connection._moved = True
+            visitor.open()
+            await visitor.close_code()
+            monkeypatch.undo()
+            await until(lambda: not front.connections, 10)
+    assert sum("could not go on" in record.message for record in caplog.records) == 1
+    async with h3_visitor(front.port) as visitor:
+        assert (await visitor.ask()).status == 200
