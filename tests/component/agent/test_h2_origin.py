@@ -185,10 +185,11 @@ async def test_a_large_body_goes_up_as_fast_as_the_origin_takes_it_and_comes_dow
         visitor, sink = start(client)
         await visitor.until(lambda: visitor.body)
         sink.pause_response()
-        await asyncio.sleep(0.2)
-        had = len(visitor.body)
-        await asyncio.sleep(0.2)
-        assert len(visitor.body) == had <= 2 * h2_connection.STREAM_WINDOW_BYTES, "a paused reader is not sent more"
+        had = -1
+        while had != len(visitor.body):
+            had = len(visitor.body)
+            await asyncio.sleep(0.3)
+        assert had <= 2 * h2_connection.STREAM_WINDOW_BYTES, "a paused reader is not sent more"
         assert (await ask(client, request(b"/", method=b"HEAD"))).status == 200
         sink.resume_response()
         await visitor.ended()
@@ -352,13 +353,13 @@ async def test_deadlines_hold_for_the_head_and_for_silence_and_not_for_grpc_and_
             await stream.data(b"x")
             await stream.until(lambda: stream.reset_code is not None)
         else:
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(2.5)
             stream.head(200, (b"content-type", stream.fields.get(b"content-type", b"text/event-stream")))
             await stream.data(b"x")
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)
             await stream.data(b"y", end=True)
 
-    async with served(handler, response_timeout_s=0.25, idle_timeout_s=0.25) as (client, _):
+    async with served(handler, response_timeout_s=1.5, idle_timeout_s=0.5) as (client, _):
         late = start(client, request(b"/rpc", (b"content-type", b"application/grpc+proto")))[0]
         head = await ask(client, request(b"/head"))
         assert isinstance(head.error, UpstreamTimeout)
@@ -372,13 +373,13 @@ async def test_deadlines_hold_for_the_head_and_for_silence_and_not_for_grpc_and_
 
 async def test_a_dead_origin_is_found_by_ping_and_a_quiet_one_is_not_pestered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(h2_connection, "PING_AFTER_S", 0.1)
-    monkeypatch.setattr(h2_connection, "PONG_WITHIN_S", 0.3)
+    monkeypatch.setattr(h2_connection, "PING_AGAIN_S", 0.2)
 
     async def handler(stream: H2Stream) -> None:
         stream.head(200)
         await stream.until(lambda: stream.reset_code is not None)
 
-    async with served(handler, response_timeout_s=0.2) as (client, _):
+    async with served(handler, idle_timeout_s=0.2) as (client, _):
         quiet, sink = start(client, request(b"/", (b"content-type", b"application/grpc")))
         await quiet.until(lambda: "head" in quiet.names())
         await asyncio.sleep(1.0)
@@ -389,7 +390,9 @@ async def test_a_dead_origin_is_found_by_ping_and_a_quiet_one_is_not_pestered(mo
         await connection.send(b"\0\0\0\4\0\0\0\0\0")  # SETTINGS, and then nothing
         await connection.closed()
 
-    async with scripted_origin(deaf) as deaf_origin, client_of(deaf_origin.url, response_timeout_s=0.2) as client:
+    monkeypatch.setattr(h2_connection, "PONG_WITHIN_S", 0.3)
+    monkeypatch.setattr(h2_connection, "PING_AGAIN_S", 300.0)
+    async with scripted_origin(deaf) as deaf_origin, client_of(deaf_origin.url, idle_timeout_s=0.2) as client:
         visitor = await ask(client, request(b"/", (b"content-type", b"application/grpc")))
         assert isinstance(visitor.error, UpstreamTimeout)
         assert "PING" in str(visitor.error)
@@ -557,7 +560,7 @@ async def test_the_queue_is_bounded_and_so_is_patience() -> None:
     async def handler(stream: H2Stream) -> None:
         await stream.until(lambda: stream.reset_code is not None)
 
-    async with served(handler, {MAX_CONCURRENT_STREAMS: 1}, max_connections=1, response_timeout_s=0.5) as (
+    async with served(handler, {MAX_CONCURRENT_STREAMS: 1}, max_connections=1, response_timeout_s=2.0) as (
         client,
         origin,
     ):
