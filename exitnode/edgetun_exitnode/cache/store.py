@@ -396,6 +396,8 @@ class Store:
         shelf = self._shelves[entry.tenant]
         more_bytes = fields_bytes(response.fields) - fields_bytes(entry.response.fields)
         shelf.untag(entry)
+        if response.encodings is None:
+            response.encodings = entry.response.encodings  # of the same body: what was compressed once stays compressed
         entry.response = response
         entry.tags = response_tags(response.fields)
         shelf.tag(entry)

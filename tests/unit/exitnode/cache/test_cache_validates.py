@@ -467,3 +467,14 @@ def confirm_one(exchange: OriginExchange, word: str) -> None:
         exchange.answer_head(304, (TAG, cc(word)), end=True)
     else:
         exchange.answer(b"hello", TAG, cc(word))
+
+
+def test_what_was_compressed_stays_compressed_through_a_validation():
+    bench = stored(TAG, cc("max-age=1"))
+    entry = next(iter(bench.store.resources.values())).variants[()]
+    before = entry.response
+    before.encodings = {}
+    bench.ask()
+    confirm(bench, TAG)
+    assert entry.response is not before
+    assert entry.response.encodings is before.encodings
