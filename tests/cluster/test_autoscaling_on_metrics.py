@@ -30,10 +30,10 @@ VERSION = "v1beta2"
 
 
 class Adapter:
-    """The custom metrics API, as a metrics adapter serves it: `values` is what every pod has of a metric now."""
+    """The custom metrics API, as a metrics adapter serves it: `totals` is what all pods together have of a metric."""
 
     def __init__(self, client: KubeClient, folder: Path) -> None:
-        self.values: dict[str, str] = {}
+        self.totals: dict[str, int] = {}
         self.asked: list[str] = []
         adapter = self
 
@@ -47,7 +47,7 @@ class Adapter:
                     case ["apis", "custom.metrics.k8s.io", _]:
                         resources = [
                             {"name": f"pods/{n}", "namespaced": True, "kind": "MetricValueList", "verbs": ["get"]}
-                            for n in adapter.values
+                            for n in adapter.totals
                         ]
                         self._answer(
                             {
@@ -57,7 +57,7 @@ class Adapter:
                                 "resources": resources,
                             }
                         )
-                    case [_, _, _, "namespaces", namespace, "pods", "*", metric] if metric in adapter.values:
+                    case [_, _, _, "namespaces", namespace, "pods", "*", metric] if metric in adapter.totals:
                         adapter.asked.append(metric)
                         selector = urllib.parse.parse_qs(where.query).get("labelSelector", [""])[0]
                         pods = client.list_of("v1", "Pod", namespace, labelSelector=selector)["items"]
@@ -66,7 +66,7 @@ class Adapter:
                                 "kind": "MetricValueList",
                                 "apiVersion": f"{API}/{VERSION}",
                                 "metadata": {},
-                                "items": [adapter.value(pod, metric) for pod in pods],
+                                "items": [adapter.value(pod, metric, len(pods)) for pod in pods],
                             }
                         )
                     case _:
@@ -93,7 +93,7 @@ class Adapter:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
-    def value(self, pod: Object, metric: str) -> Object:
+    def value(self, pod: Object, metric: str, count: int) -> Object:
         meta = pod["metadata"]
         return {
             "describedObject": {
@@ -104,7 +104,7 @@ class Adapter:
             },
             "metric": {"name": metric},
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "value": self.values[metric],
+            "value": str(self.totals[metric] // count),
         }
 
     def close(self) -> None:
@@ -143,8 +143,7 @@ def adapter(cluster: ControlPlane, client: KubeClient, namespace: str, tmp_path:
     found.close()
 
 
-@pytest.mark.parametrize(("field", "metric"), [("requestsPerSecond", REQUESTS_METRIC), ("sessions", SESSIONS_METRIC)])
-def test_a_region_scales_on_what_the_adapter_tells_of_its_exit_nodes(
+def test_a_region_scales_on_what_the_adapter_tells_of_its_exit_nodes_and_the_metric_that_wants_most_wins(
     cluster: ControlPlane,
     controllers: None,
     client: KubeClient,
@@ -152,13 +151,11 @@ def test_a_region_scales_on_what_the_adapter_tells_of_its_exit_nodes(
     unique: str,
     apply: Apply,
     adapter: Adapter,
-    field: str,
-    metric: str,
 ) -> None:
     cluster.install_crds(crds())
     name = f"p{unique}"
-    adapter.values = {metric: "100"}
-    apply(pool(name, autoscaling={"minReplicas": 2, "maxReplicas": 9, field: 100}))
+    adapter.totals = {REQUESTS_METRIC: 200, SESSIONS_METRIC: 200}
+    apply(pool(name, autoscaling={"minReplicas": 2, "maxReplicas": 12, "requestsPerSecond": 100, "sessions": 100}))
 
     def deployment() -> Object | None:
         return client.get("apps/v1", "Deployment", f"edgetun-exit-{name}-eu", namespace)
@@ -178,9 +175,9 @@ def test_a_region_scales_on_what_the_adapter_tells_of_its_exit_nodes(
 
     with OperatorProcess(cluster, namespace):
         wait_for(lambda: deployment() and all_run(), 40, "two exit nodes")
-        wait_for(lambda: metric in adapter.asked, 60, "the autoscaler asks for the metric")
-        adapter.values = {metric: "300"}  # thrice what was aimed for
-        wait_for(lambda: all_run() and deployment()["spec"]["replicas"] >= 6, 90, "six exit nodes")  # type: ignore[index]
+        wait_for(lambda: {REQUESTS_METRIC, SESSIONS_METRIC} <= set(adapter.asked), 60, "the autoscaler asks for both")
+        adapter.totals[REQUESTS_METRIC] = 600  # thrice what was aimed for
+        wait_for(lambda: all_run() and deployment()["spec"]["replicas"] == 6, 90, "six exit nodes")  # type: ignore[index]
 
         def told() -> bool:
             found = client.get(GROUP_VERSION, "ExitPool", name)
@@ -189,6 +186,8 @@ def test_a_region_scales_on_what_the_adapter_tells_of_its_exit_nodes(
             return bool(found["status"]["desired"] >= 6)
 
         wait_for(told, 60, "the pool says so")
+        adapter.totals[SESSIONS_METRIC] = 900
+        wait_for(lambda: all_run() and deployment()["spec"]["replicas"] == 9, 90, "nine exit nodes")  # type: ignore[index]
 
 
 def test_the_metrics_are_those_that_an_exit_node_serves() -> None:
