@@ -152,6 +152,35 @@ def test_the_oldest_keeps_a_hostname_and_its_namespace_keeps_it_after_it(
     assert reservations(host)["spec"]["claimedBy"]["namespace"] == theirs  # type: ignore[index]
 
 
+def test_the_oldest_keeps_a_port_which_is_the_services_too(
+    operator: OperatorProcess, client: KubeClient, namespace: str, unique: str, apply: Apply
+) -> None:
+    name = f"p{unique}"
+    apply(pool(name, ports={"tcp": [{"from": 15432, "to": 15433}], "udp": [{"from": 53}]}))
+
+    def database(called: str, port: int) -> Object:
+        made = tunnel(namespace, called, name)
+        made["spec"] = {
+            "pool": {"name": name},
+            "tcp": {"port": port},
+            "origin": {"url": "tcp://localhost:5432"},
+        }
+        return made
+
+    apply(database("first", 15432))
+    found = wait_for_condition(client, "Tunnel", "first", namespace, "Accepted", "Accepted")
+    assert (found["status"]["port"], found["status"]["hostnames"]) == ("tcp/15432", [])
+    time.sleep(1.1)  # timestamps are to the second
+    apply(database("second", 15432))
+    apply(database("outside", 22))
+    found = wait_for_condition(client, "Tunnel", "second", namespace, "Accepted", "PortConflict")
+    assert f"held by Tunnel {namespace}/first" in conditions(found)["Accepted"]["message"]
+    wait_for_condition(client, "Tunnel", "outside", namespace, "Accepted", "PortNotAllowed")
+    service = wait_for(lambda: client.get("v1", "Service", f"edgetun-exit-{name}-eu", namespace), 20, "the Service")
+    ports = {(one["name"], one["port"], one["protocol"]) for one in service["spec"]["ports"]}
+    assert {("tcp-15432", 15432, "TCP"), ("tcp-15433", 15433, "TCP"), ("udp-53", 53, "UDP")} <= ports
+
+
 def test_under_delete_a_name_is_free_with_its_tunnel(
     cluster: ControlPlane, client: KubeClient, namespace: str, unique: str, apply: Apply, reservations: Reservations
 ) -> None:
