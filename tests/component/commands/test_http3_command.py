@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import Command, a_free_port, an_origin, visit
+from support.commands import Command, an_origin, visit
 from support.h3_client import h3_visitor
 
 
@@ -18,12 +18,12 @@ def started(origin: str, state: Path, *flags: str) -> Command:
 
 
 def test_the_command_serves_http3_on_its_https_port_and_counts_it(tmp_path: Path) -> None:
-    metrics = a_free_port()
     with (
         an_origin() as origin,
-        started(origin.url, tmp_path, "--cache", "1m", "--metrics", f"127.0.0.1:{metrics}") as edge,
+        started(origin.url, tmp_path, "--cache", "1m", "--metrics", "127.0.0.1:0") as edge,
     ):
         port = int(edge.line(r"https://shop\.localhost:(\d+)")[1])
+        metrics = int(edge.line(r"metrics at http://127\.0\.0\.1:(\d+)/metrics")[1])
 
         async def ask() -> None:
             async with h3_visitor(port, server_name="shop.localhost") as visitor:
