@@ -70,10 +70,12 @@ class Visitor(asyncio.DatagramProtocol):
 
     async def ask(self, data: bytes) -> bytes:
         """Says it until there is an answer, as who speaks UDP does."""
-        for _ in range(30):
+        for _ in range(8):
+            while not self.got.empty():  # an answer to an earlier try
+                self.got.get_nowait()
             self.say(data)
             try:
-                return await asyncio.wait_for(self.got.get(), 0.5)
+                return await asyncio.wait_for(self.got.get(), 3)
             except TimeoutError:
                 continue
         raise AssertionError(f"no answer to {data[:50]!r}")
