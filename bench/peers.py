@@ -110,7 +110,6 @@ PEERS = {
         Peer("wrk", "the distribution's", None, "install it, on Debian: apt-get install wrk"),
         Peer("h2load", "the distribution's", None, "install it, on Debian: apt-get install nghttp2-client"),
         Peer("h2o", "the distribution's", None, "install it, on Debian: apt-get install h2o"),
-        Peer("caddy", "the distribution's", None, "install it, on Debian: apt-get install caddy"),
         Peer("frps", FRP, _build_frp, BUILD_IT),
         Peer("frpc", FRP, _build_frp, BUILD_IT),
         Peer("rathole", RATHOLE, _build_rathole, BUILD_IT),

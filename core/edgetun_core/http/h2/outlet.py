@@ -6,7 +6,6 @@ transport takes nothing, and interim heads are dropped then.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final, Generic, TypeVar
 
 from edgetun_core.http.h2.frames import (
@@ -26,7 +25,7 @@ from edgetun_core.http.h2.hpack import TABLE_EMPTY
 from edgetun_core.http.h2.schedule import Schedule
 from edgetun_core.http.h2.settings import H2Limits, PeerSettings
 from edgetun_core.http.h2.states import Event, State, after
-from edgetun_core.http.h2.stream import Stream
+from edgetun_core.http.h2.stream import NOTHING, Stream
 
 _RESETS_REMEMBERED: Final = 256
 _LOW: Final = 4
@@ -73,7 +72,7 @@ class Outlet(Generic[S]):
         self.is_blocked = False
         """The transport takes nothing for now: heads and DATA stay here."""
         self.table_change = False
-        self._held: deque[Stream] = deque()
+        self._held: list[Stream] = []
         self._resets: dict[int, bool] = {}
         """The last streams that were reset, and whether by the peer."""
 
@@ -97,8 +96,8 @@ class Outlet(Generic[S]):
         return not self.is_blocked and (bool(self._held) or (bool(self.schedule) and self.send_window > 0))
 
     def _produce(self, most_bytes: int) -> None:
-        while self._held:
-            stream = self._held.popleft()
+        held, self._held = self._held, []
+        for stream in held:
             frames = stream.held_head
             if frames is None:
                 continue  # it was reset meanwhile
@@ -246,7 +245,7 @@ class Outlet(Generic[S]):
         if stream.queued_bytes:
             self.queued(-stream.queued_bytes)
             stream.queued_bytes = 0
-        stream.queue.clear()
+        stream.queue = NOTHING
         stream.held_head = None
         stream.ends = True
         if stream.is_full:
