@@ -7,14 +7,12 @@ to that certificate's context, so a reload neither cuts a connection nor spoils 
 from __future__ import annotations
 
 import re
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from edgetun_core.errors import ConfigError
 from edgetun_core.memo import Memo
@@ -27,37 +25,6 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[
 _DEVELOPMENT_NAMES: Final = ("localhost", "*.localhost", "127.0.0.1", "::1")
 _REMAKE_AFTER_S: Final = 12 * 3600.0
 _SNI: Final = "edgetun_sni"
-
-
-handshaking: ContextVar[socket.socket | None] = ContextVar("handshaking", default=None)
-"""The socket of the connection whose handshake runs in this context; set by the TLS front."""
-
-
-class _AlertingSSLObject(ssl.SSLObject):
-    """Sends the alert of a failed handshake: both event loops drop the connection with the alert still in memory."""
-
-    _outgoing: ssl.MemoryBIO | None = None
-
-    @classmethod
-    def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        created: ssl.SSLObject = super()._create(incoming, outgoing, *args, **kwargs)  # type: ignore[misc]
-        if isinstance(created, _AlertingSSLObject):
-            created._outgoing = outgoing
-        return created
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError:
-            sock = handshaking.get()
-            if sock is not None and self._outgoing is not None:
-                try:
-                    sock.send(self._outgoing.read())
-                except OSError:
-                    pass  # it was a courtesy
-            raise
 
 
 class NameSet:
@@ -133,7 +100,6 @@ class CertificateStore:
         # A second ticket costs a tenth of a handshake and serves only who opens two resumed connections of one.
         self.context.num_tickets = 1
         self.context.sni_callback = self._on_client_hello
-        self.context.sslobject_class = _AlertingSSLObject
 
     @classmethod
     def build(

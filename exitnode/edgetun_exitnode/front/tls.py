@@ -1,8 +1,7 @@
 """The TLS front: handshakes under our own count and deadline, then HTTP/2 or HTTP/1.1 as was agreed (ALPN).
 
-Connections are accepted here and not by the loop's server, which says nothing of a handshake under way: so each takes a counted
-place from its first packet and can be dropped. That is the one task a visitor's connection costs, and it ends with the
-handshake.
+Connections are accepted here and not by the loop's server: each takes a counted place from its first packet and can be dropped.
+TLS itself is tls_transport.py.
 """
 
 from __future__ import annotations
@@ -11,23 +10,22 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 
 from edgetun_core.http.message import Peer
 from edgetun_core.proxy_protocol import Endpoints
 from edgetun_exitnode.front.addresses import normalise_address
-from edgetun_exitnode.front.certificates import CertificateStore, handshaking, sni_of
+from edgetun_exitnode.front.certificates import CertificateStore, sni_of
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.passthrough import Passthrough
 from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.servers import BACKLOG, Front, peer_of
+from edgetun_exitnode.front.tls_transport import TlsTransport
 
 _log = logging.getLogger(__name__)
 
 _RELOAD_EVERY_S = 5.0
-_SHUTDOWN_S = 30.0
 _ACCEPTED_AT_ONCE = 64
 """Connections taken in one go before the loop gets a turn."""
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -55,9 +53,8 @@ class TlsFront(Front):
             else None
         )
         self._certificates = certificates
-        self._handshakes: dict[asyncio.Task[None], str] = {}
-        self._told: dict[H1Connection, Endpoints] = {}
-        """What trusted proxies said of visitors whose handshake is under way."""
+        self._handshakes: dict[TlsTransport, str] = {}
+        self._attaching: set[asyncio.Task[None]] = set()
         self._reload_at = self.now + _RELOAD_EVERY_S
         self._resting: set[socket.socket] = set()
 
@@ -119,47 +116,49 @@ class TlsFront(Front):
                 self.counters.connections_refused += 1
                 sock.close()
                 return
-        task = self._loop.create_task(self._shake_hands(sock, told))
-        self._handshakes[task] = address
-        task.add_done_callback(self._handshake_over)
-
-    def _handshake_over(self, task: asyncio.Task[None]) -> None:
-        address = self._handshakes.pop(task, None)
-        if address is not None:
-            self.addresses.remove(address)
-        self._notice_empty()
-
-    async def _shake_hands(self, sock: socket.socket, told: Endpoints | None) -> None:
         self.counters.tls_handshakes += 1
-        handshaking.set(sock)
-        connection = H1Connection(self)
-        if told is not None:
-            self._told[connection] = told
+        transport = TlsTransport(self, self._certificates.context, told)
+        self._handshakes[transport] = address
+        task = self._loop.create_task(self._attach(transport, sock))
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
+
+    async def _attach(self, transport: TlsTransport, sock: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: connection,
-                sock,
-                ssl=self._certificates.context,
-                ssl_handshake_timeout=self.limits.tls_handshake_s,
-                ssl_shutdown_timeout=_SHUTDOWN_S,
-            )
-        except OSError as error:  # also every ssl.SSLError, TimeoutError and ConnectionError
-            self.counters.tls_handshake_failures += 1
-            _log.debug("a TLS handshake failed: %s", error)
+            await self._loop.connect_accepted_socket(lambda: transport, sock)
+        except OSError as error:
+            self.handshake_failed(error)
+            self.handshake_over(transport, failed=True)
         except BaseException:
             sock.close()
             raise
-        finally:
-            self._told.pop(connection, None)
+
+    def make_connection(self) -> H1Connection:
+        """What a connection begins as when its handshake is done; `connected` is called next."""
+        return H1Connection(self)
+
+    def handshake_over(self, transport: TlsTransport, *, failed: bool) -> None:
+        """Gives the place of a handshake back."""
+        address = self._handshakes.pop(transport, None)
+        if address is None:
+            return
+        self.addresses.remove(address)
+        if failed:
+            self.counters.tls_handshake_failures += 1
+            self._notice_empty()
+
+    def handshake_failed(self, error: Exception) -> None:
+        _log.debug("a TLS handshake failed: %s", error)
 
     def connected(self, connection: H1Connection) -> None:
         """The handshake is done; the connection was admitted before it."""
         transport = connection.transport
-        told = self._told.pop(connection, None)
+        assert isinstance(transport, TlsTransport)
+        told = transport.told
         address, port = peer_of(transport) if told is None else (told.source, told.source_port)
         local = self.local_of(transport) if told is None else (told.destination, told.destination_port)
-        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        is_h2 = tls is not None and tls.selected_alpn_protocol() == "h2"
+        tls = transport.tls
+        is_h2 = tls.selected_alpn_protocol() == "h2"
         peer = Peer(address, port, b"https", b"2" if is_h2 else b"1.1", sni_of(tls), local)
         if is_h2:
             agreed = H2Connection(self, transport, peer)
@@ -188,7 +187,7 @@ class TlsFront(Front):
         if len(self._handshakes) * 2 > self.limits.max_connections:
             oldest = next(iter(self._handshakes))
             self.addresses.remove(self._handshakes.pop(oldest))
-            oldest.cancel()
+            oldest.abort()
             self.counters.connections_evicted += 1
             return True
         return super()._make_room()
@@ -200,6 +199,9 @@ class TlsFront(Front):
         self._resting.clear()
         if self._passthrough is not None:
             self._passthrough.sweep(self.now)
+        late = self.now - self.limits.tls_handshake_s
+        for transport in [transport for transport in self._handshakes if transport.begun <= late]:
+            transport.abort()
         if self.now >= self._reload_at:
             self._reload_at = self.now + _RELOAD_EVERY_S
             for problem in self._certificates.reload_changed():
@@ -209,5 +211,5 @@ class TlsFront(Front):
         super().close()
         if self._passthrough is not None:
             self._passthrough.close()
-        for task in self._handshakes:
-            task.cancel()
+        for transport in tuple(self._handshakes):
+            transport.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -375,3 +376,100 @@ async def test_drain_over_tls(
     await asyncio.wait_for(draining, 3.0)
     await silent.rest()
     await visitor.close()
+
+
+# The transport (tls_transport.py).
+
+
+async def test_a_body_over_tls_waits_while_the_handler_does_and_arrives_whole(
+    ca: DevelopmentCA, pairs: list[tuple[Path, Path]], start_tls: StartTls, visit: Visit
+) -> None:
+    handler = ScriptedHandler(wait)
+    front = await start_tls(CertificateStore(pairs), handler)
+    visitor = await visit(front, ca, "shop.example")
+    visitor.send(b"POST / HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 20000000\r\n\r\n")
+    asked = await handler.request()
+    asked.client.pause_request()
+    body = os.urandom(1_000_000) * 20
+    visitor.send(body)
+    await asyncio.sleep(0.2)
+    assert len(asked.body) <= 512 * 1024  # at most what one read had under way
+    for _ in range(5):
+        asked.client.resume_request()
+        await asyncio.sleep(0.01)
+        asked.client.pause_request()
+    asked.client.resume_request()
+    await asked.until(lambda asked: asked.ended, 20.0)
+    assert bytes(asked.body) == body
+    asked.answer(200, b"done")
+    assert (await visitor.answer()).body == b"done"
+
+
+async def test_a_visitor_who_closes_in_order_cancels_what_it_waits_for(
+    ca: DevelopmentCA, pairs: list[tuple[Path, Path]], start_tls: StartTls, visit: Visit
+) -> None:
+    handler = ScriptedHandler(wait)
+    front = await start_tls(CertificateStore(pairs), handler)
+    visitor = await visit(front, ca, "shop.example")
+    visitor.send(b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n")
+    asked = await handler.request()
+    visitor.writer.close()  # close_notify first
+    await asked.until(lambda asked: isinstance(asked.error, Cancelled))
+    await until(lambda: not front.connections)
+
+
+async def test_a_broken_record_ends_its_connection_alone(
+    ca: DevelopmentCA, pairs: list[tuple[Path, Path]], start_tls: StartTls, visit: Visit
+) -> None:
+    handler = ScriptedHandler(wait)
+    front = await start_tls(CertificateStore(pairs), handler)
+    broken, sound = await visit(front, ca, "shop.example"), await visit(front, ca, "shop.example")
+    for visitor in (broken, sound):
+        visitor.send(b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n")
+    await handler.request(1)
+    os.write(broken.writer.get_extra_info("socket").fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+    await until(lambda: len(front.connections) == 1)
+    failed = [asked for asked in handler.asked if asked.error is not None]
+    assert len(failed) == 1
+    (left,) = [asked for asked in handler.asked if asked.error is None]
+    left.answer(200, b"fine")
+    assert (await sound.answer()).body == b"fine"
+
+
+async def test_a_request_that_comes_with_the_handshakes_end_is_answered_and_the_end_said_in_order(
+    ca: DevelopmentCA, pairs: list[tuple[Path, Path]], start_tls: StartTls
+) -> None:
+    front = await start_tls(CertificateStore(pairs))
+
+    def ask() -> tuple[bytes, bool]:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client(ca).wrap_bio(incoming, outgoing, server_hostname="shop.example")
+        with socket.create_connection(("127.0.0.1", front.port), 10) as sock:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    if outgoing.pending:
+                        sock.sendall(outgoing.read())
+                    incoming.write(sock.recv(65536))
+            tls.write(b"GET /early HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")
+            sock.sendall(outgoing.read())  # Finished and the request in one segment
+            received = b""
+            while data := sock.recv(65536):
+                incoming.write(data)
+            try:
+                while data := tls.read(65536):
+                    received += data
+            except ssl.SSLZeroReturnError:
+                return received, True
+            except ssl.SSLError:
+                return received, False
+            return received, True
+
+    received, was_ended = await asyncio.to_thread(ask)
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert received.endswith(b"hello /early")
+    assert was_ended
