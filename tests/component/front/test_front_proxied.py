@@ -131,5 +131,5 @@ async def test_the_header_stands_before_tls_too(tmp_path: Path, with_passthrough
                     await asyncio.to_thread(visit, "db.example.com")
                 assert heads == [b"PROXY TCP4 203.0.113.7 198.51.100.1 4711 443\r\n"]
             await until(lambda: not front.connections, 10.0)
-            assert front._told == {}  # type: ignore[attr-defined]
+            assert not front._handshakes
             assert front.addresses._counts == {}
