@@ -20,8 +20,9 @@ from edgetun_core.pki import DevelopmentCA, Trust
 from edgetun_core.snapshot import Snapshot
 from edgetun_core.wire.hello import Hello
 from edgetun_exitnode.control.wiring import follow_control
+from edgetun_exitnode.front.context import FrontLimits
 from edgetun_exitnode.mesh.mesh import Mesh
-from edgetun_exitnode.node import ExitNode
+from edgetun_exitnode.node import ExitNode, NodeLimits
 from edgetun_exitnode.settings import ExitNodeSettings
 from support.following import TOKEN, Control, Published
 from support.visitors import Visitor
@@ -58,7 +59,8 @@ class MeshNode:
             relay_port=0,
             quic_engine="none",
         )
-        self.node = ExitNode(name)
+        # All visitors of a test come from one address.
+        self.node = ExitNode(name, limits=NodeLimits(FrontLimits(max_connections_per_address=0)))
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -100,10 +102,13 @@ class MeshNode:
         for runner in [*self.node.acceptor.runners, *self.mesh._by_runner]:
             if runner.link is not None:
                 runner.link.abort()
-        for front in self.node.fronts:
-            for connection in list(front.connections):
-                connection.transport.abort()
+        fronts = list(self.node.fronts)
         await self.node.close()
+        for _ in range(3):  # some were just being accepted
+            for front in fronts:
+                for connection in list(front.connections):
+                    connection.transport.abort()
+            await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         await self.stop_following()

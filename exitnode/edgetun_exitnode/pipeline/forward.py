@@ -32,6 +32,8 @@ MAX_WAITING = 1_000
 MAX_HELD_BYTES = 128 * 1024
 """Body of a waiting visitor that is kept: what was under way when it was paused."""
 MAX_TRIES = 3
+MAX_RELAYED_TRIES = 6
+"""The same for exit nodes: one that dies may be lost, dialled once more, and say that it holds nothing, before the next is asked."""
 RELAY_WAIT_S = 3.0
 """How long a visitor waits for another exit node to be reached or found, whatever the tunnel's own grace."""
 SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
@@ -423,7 +425,7 @@ class _Forwarded:
 
     def _may_retry(self, error: EdgetunError) -> bool:
         """Whether another session may be asked: nothing was answered, and asking twice does no harm (RFC 9110 §9.2.2)."""
-        if self._has_answered or self._tries >= MAX_TRIES:
+        if self._has_answered or self._tries >= (MAX_TRIES if self._remote is None else MAX_RELAYED_TRIES):
             return False
         if isinstance(error, Draining) or (isinstance(error, NoSession) and self._remote is not None):
             return self._end  # refused before it was started

@@ -47,7 +47,7 @@ async def crowd(node: MeshNode, visitors: int) -> AsyncIterator[asyncio.Task[Res
 
     async def result() -> Result:
         out, _ = await process.communicate()
-        return json.loads(out)  # type: ignore[no-any-return]
+        return json.loads(out) if out else {}  # nothing came of it when it was ended
 
     task = asyncio.create_task(result())
     try:
@@ -82,9 +82,10 @@ async def test_ten_thousand_visitors_over_five_nodes_are_one_request_per_lifetim
             got = await _send_crowds(scene, holders, dies, asked)
     wanted = VISITORS - (VISITORS // NODES if dies else 0)
     assert got == {"200": wanted}, "a visitor of a node that lives was not answered"
-    # Nobody is asked again before the last answer's time is over; once more where the one who asked for all is gone.
+    # Nobody is asked again before the last answer's time is over; where the one who asked for all is gone, the nodes that hold
+    # sessions may each have to find that out.
     early = sum(later - before < TTL_S for before, later in itertools.pairwise(asked))
-    assert early <= dies, [round(at - asked[0], 3) for at in asked]
+    assert early <= (2 if dies else 0), [round(at - asked[0], 3) for at in asked]
 
 
 async def _send_crowds(scene: Meshed, holders: list[MeshNode], dies: bool, asked: list[float]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from edgetun_core.snapshot import OriginRule, RouteRule, TunnelRule
 from edgetun_core.wire.heads import decode_request, encode_request
 from edgetun_exitnode.cache.freshness import Told
 from edgetun_exitnode.observe.counters import TunnelCounters
-from edgetun_exitnode.pipeline.forward import MAX_TRIES, RELAY_WAIT_S, ForwardStage, Session
+from edgetun_exitnode.pipeline.forward import MAX_RELAYED_TRIES, RELAY_WAIT_S, ForwardStage, Session
 from edgetun_exitnode.pipeline.relaying import (
     MAX_HOPS,
     TOLD,
@@ -149,7 +149,7 @@ def test_tries_have_an_end(bench: Bench) -> None:
     bench.others.links += [Answerer(lambda opened: opened.client.on_reset(NoSession("no"))) for _ in range(2)]
     visitor = bench.ask()
     assert isinstance(visitor.error, NoSession)
-    assert sum(len(link.opened) for link in bench.others.links) == MAX_TRIES
+    assert sum(len(link.opened) for link in bench.others.links) == MAX_RELAYED_TRIES
 
 
 def test_the_wire_carries_what_is_told_and_refuses_what_cannot_be() -> None:
