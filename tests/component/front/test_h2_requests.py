@@ -508,7 +508,7 @@ async def test_an_idle_connection_makes_room_for_a_new_one(start_front: StartFro
 
 async def test_an_upload_that_goes_on_is_not_cut_and_a_paused_one_neither(start_front: StartFront, speak: Speak):
     handler = ScriptedHandler(wait)
-    front = await start_front(handler, body_progress_s=0.3, head_s=0.3)
+    front = await start_front(handler, body_progress_s=1.0, head_s=1.0)
     visitor = await speak(front.port)
     visitor.ask(1, end=False)
     asked = await handler.request()
@@ -516,9 +516,9 @@ async def test_an_upload_that_goes_on_is_not_cut_and_a_paused_one_neither(start_
     piece = frame(DATA, 0, 1, b"x" * 20)
     for byte in piece:
         visitor.send(bytes((byte,)))
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.05)
     asked.client.pause_request()
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.3)
     asked.client.resume_request()
     visitor.send(frame(DATA, END_STREAM, 1))
     await asked.until(lambda asked: asked.ended)
