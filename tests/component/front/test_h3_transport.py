@@ -203,7 +203,7 @@ async def test_garbage_and_other_versions_do_no_harm(start_h3: StartH3) -> None:
         sock.send(b"\xc0\x00\x00\x00\x01" + b"\xff" * 1300)
         sock.send(b"\xc0\x1a\x2a\x3a\x4a\x08destinat\x06source" + bytes(1200))
         answer = b""
-        while answer[5:20] != b"\x06source\x08destinat":  # garbage may look like packets that are answered, too
+        while answer[5:21] != b"\x06source\x08destinat":  # garbage may look like packets that are answered, too
             answer = await asyncio.to_thread(sock.recv, 2000)
         assert answer[1:5] == bytes(4)  # version negotiation
         assert answer.endswith(b"\x00\x00\x00\x01")
