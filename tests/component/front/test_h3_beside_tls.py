@@ -87,8 +87,10 @@ async def test_a_udp_port_that_is_taken_is_told_and_the_tcp_port_is_given_back(
     node: ExitNode, h3_ca: DevelopmentCA
 ) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        with socket.socket() as free:  # of TCP the same number must not be somebody else's
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            taken.bind(("127.0.0.1", port))
         with pytest.raises(AddressUnavailable, match=str(port)):
             await node.listen_https("127.0.0.1", port, store_of(h3_ca), http3=True)
     front = await node.listen_https("127.0.0.1", port, store_of(h3_ca), http3=True)
