@@ -18,8 +18,14 @@ from support.node import what_is_missing_for_a_node
 
 HERE = Path(__file__).parent
 
-# No test depends on speed: a busy machine may take its time for one example.
-hypothesis.settings.register_profile("edgetun", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# No test depends on speed: a busy machine may take its time for one example. People's runs look for new examples; CI's are the
+# same each time, so that a change is judged by what it changes.
+hypothesis.settings.register_profile(
+    "edgetun",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
 hypothesis.settings.load_profile("edgetun")
 
 LAYERS = ("unit", "golden", "conformance", "component", "browser", "fault", "cluster", "e2e")

@@ -91,7 +91,7 @@ def test_an_origin_that_is_not_running_is_told_at_once_named_on_the_page_and_tak
         assert problem["side"] == "origin"
         assert problem["remedy"]
         with an_origin(port=origin_port):
-            page = wait_for(lambda: (got := visit(port, host="shop.localhost")).status == 200 and got, 5)
+            page = wait_for(lambda: (got := visit(port, host="shop.localhost")).status == 200 and got, 20)
             assert page.body == "origin /"
 
 
@@ -120,7 +120,7 @@ def test_an_origin_that_is_not_running_is_told_at_once_named_on_the_page_and_tak
 def test_wrong_input_is_exit_2_and_names_what_is_wrong(flags: tuple[str, ...], says: str, tmp_path: Path) -> None:
     free = () if "--http-port" in flags else PORTS
     with Command("edgetun", "http", *flags, *free, "--state", str(tmp_path)) as edge:
-        assert edge.ended(5) == ExitCode.USAGE, edge.said
+        assert edge.ended() == ExitCode.USAGE, edge.said
         assert says in edge.err
         assert "Traceback" not in edge.err
 
