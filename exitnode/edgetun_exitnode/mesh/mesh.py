@@ -54,7 +54,7 @@ from edgetun_exitnode.mesh.calls import (
     unknown_call,
 )
 from edgetun_exitnode.mesh.holders import Holders
-from edgetun_exitnode.mesh.outliers import Outliers
+from edgetun_exitnode.mesh.outliers import SLOW_S, Outliers
 from edgetun_exitnode.mesh.ownership import rank_owners
 from edgetun_exitnode.mesh.peer import Peer
 from edgetun_exitnode.mesh.purging import Spreading
@@ -78,6 +78,9 @@ TELL_S: Final = 0.05
 PROBE_S: Final = 1.0
 ACTIVE_S: Final = 10.0
 """How long after its last exchange a peer is still probed."""
+TICK_S: Final = 0.05
+LAGGING_S: Final = 0.2
+"""A node whose own loop was late by more judges nobody: it could not tell a slow peer from its own slowness."""
 FORGET_AFTER: Final = 4
 """Failed dials of a peer that control does not know (any more)."""
 MAX_LINKS: Final = 4_096
@@ -568,10 +571,13 @@ class Mesh:
                     self._start(self._probe(peer), f"probe {peer.name}")
 
     async def _probe(self, peer: Peer) -> None:
+        watching: asyncio.Task[None] | None = None
         try:
             runner = await self._reach(peer)
             if runner is None:
                 return  # a failed dial has its own consequences
+            own = _Lateness(self.clock)
+            watching = asyncio.create_task(own.watch(), name="watch the clock")
             began = self.clock()
             peer.probes += 1
             try:
@@ -579,15 +585,22 @@ class Mesh:
             except EdgetunError as error:
                 if isinstance(error, Draining | NotFound | SessionLost):
                     return  # it goes away in good order, or is older than this call, or its end is counted already
+                if own.late_s > LAGGING_S:
+                    return  # this node stood still itself, and can blame nobody
                 self._judged(self.outliers.failed(peer.name, self.clock()), peer)
                 if self.outliers.is_out(peer.name) and runner in self._by_runner:
                     # What waits for it is asked elsewhere, where that does no harm; the next probe dials.
                     runner.close(SessionLost("the exit node does not answer"))
             else:
-                now = self.clock()
-                self._judged(self.outliers.answered(peer.name, now - began, now), peer)
+                took_s = self.clock() - began
+                if took_s > SLOW_S:
+                    await asyncio.sleep(2 * TICK_S)  # if it was this node's own slowness, the next tick knows
+                if own.late_s <= LAGGING_S:
+                    self._judged(self.outliers.answered(peer.name, took_s, self.clock()), peer)
         finally:
             peer.is_probing = False
+            if watching is not None:
+                watching.cancel()
 
     def _judged(self, has_changed: bool, peer: Peer) -> None:
         if has_changed:
@@ -607,6 +620,20 @@ class Mesh:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+class _Lateness:
+    """How late this node's own loop is, at its worst, while somebody watches: what a peer is not to be blamed for."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.late_s = 0.0
+        self._clock = clock
+
+    async def watch(self) -> None:
+        while True:
+            at = self._clock()
+            await asyncio.sleep(TICK_S)
+            self.late_s = max(self.late_s, self._clock() - at - TICK_S)
 
 
 class Remote:

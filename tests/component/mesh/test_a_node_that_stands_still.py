@@ -113,3 +113,27 @@ async def test_a_node_that_stands_still_is_left_out_within_seconds_and_taken_bac
 async def _ask_and_see(scene: Meshed, is_out: bool) -> bool:
     assert await scene.status(scene.nodes[0]) == 200
     return is_out
+
+
+@pytest.mark.parametrize("still_s", [0.9, 1.8], ids=["a probe is answered late", "a probe is not answered in time"])
+async def test_a_node_that_stood_still_itself_blames_nobody(tmp_path: Path, still_s: float) -> None:
+    async with (
+        scripted_origin(answering(response(b"from the laptop"))) as origin,
+        meshed(tmp_path, snapshot(origin.url), 3) as scene,
+    ):
+        one, two, three = scene.nodes
+        await scene.agent(one, two)
+        assert await scene.status(three, "/") == 200
+        peer = next(found for found in map(three.mesh.peer, (one.name, two.name)) if found.runner is not None)
+        await eventually(lambda: not peer.is_probing, 20.0)
+        await three.mesh._probe(peer)  # it has shown how quick it can be
+        for _ in range(3):
+            await eventually(lambda: not peer.is_probing, 20.0)
+            peer.is_probing = True
+            probe = asyncio.create_task(three.mesh._probe(peer))
+            for _turn in range(2):
+                await asyncio.sleep(0)  # it is asked, and then everybody's loop, which is this one, stands still
+            time.sleep(still_s)  # noqa: ASYNC251
+            await probe
+        assert three.mesh.outliers.ejected_total == 0
+        assert await scene.status(three, "/") == 200
