@@ -191,3 +191,6 @@ async def meshed(folder: Path, obey: Snapshot, nodes: int) -> AsyncIterator[Mesh
         await eventually(lambda: all(one.is_ready for one in scene.nodes))
         await eventually(lambda: all(len(one.mesh.holders.peers) == nodes - 1 for one in scene.nodes))
         yield scene
+    # Thousands of visitors were dropped in one turn of the loop: their sockets are closed in the next ones.
+    await eventually(lambda: all(one.node.context.counters.connections_open == 0 for one in scene.nodes))
+    await asyncio.sleep(0.1)

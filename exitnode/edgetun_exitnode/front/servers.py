@@ -64,6 +64,7 @@ class Front:
         self.date_line = b""
         self.date_block = b""
         self.draining = False
+        self._is_closed = False
         self.held_bytes = 0
         self.queued_bytes = 0
         self.connections: set[AnyConnection] = set()
@@ -104,6 +105,9 @@ class Front:
     def connected(self, connection: H1Connection) -> None:
         """Admits a new connection, makes room for it, or refuses it."""
         transport = connection.transport
+        if self._is_closed:  # it was being accepted when the front closed, and nobody would close it any more
+            transport.abort()
+            return
         address, port = peer_of(transport)
         if self.context.proxies.holds(address):
             transport.set_protocol(ProxiedConnection(self, connection, self.preludes))
@@ -255,6 +259,7 @@ class Front:
     def close(self) -> None:
         """Stops accepting and drops every connection at once."""
         self.draining = True
+        self._is_closed = True
         self.stop_accepting()
         for prelude in tuple(self.preludes):
             prelude.drop()
