@@ -96,6 +96,8 @@ class StreamConnection(asyncio.Protocol):
         if self._held is not None:
             self._read_header(data)
             return
+        if not self._is_reading:
+            self._transport.pause_reading()  # uvloop forgets a pause that is asked for while the connection is made
         self.active = self.fronts.now
         self.plan.state.counters.bytes_in += len(data)
         self._request.send_data(data, False)

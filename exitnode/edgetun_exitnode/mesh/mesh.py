@@ -585,6 +585,7 @@ class Mesh:
             except EdgetunError as error:
                 if isinstance(error, Draining | NotFound | SessionLost):
                     return  # it goes away in good order, or is older than this call, or its end is counted already
+                await asyncio.sleep(2 * TICK_S)  # the clock's own watch may come after the time-out that it explains
                 if own.late_s > LAGGING_S:
                     return  # this node stood still itself, and can blame nobody
                 self._judged(self.outliers.failed(peer.name, self.clock()), peer)
@@ -628,12 +629,14 @@ class _Lateness:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.late_s = 0.0
         self._clock = clock
+        self._at = clock()
 
     async def watch(self) -> None:
         while True:
-            at = self._clock()
             await asyncio.sleep(TICK_S)
-            self.late_s = max(self.late_s, self._clock() - at - TICK_S)
+            now = self._clock()
+            self.late_s = max(self.late_s, now - self._at - TICK_S)
+            self._at = now
 
 
 class Remote:

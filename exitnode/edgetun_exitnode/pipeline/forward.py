@@ -29,8 +29,8 @@ MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
 """Larger heads are prepared anew each time, so that a flood of them pins no memory."""
 MAX_WAITING = 1_000
 """Visitors of one tunnel that wait for a session; one more is refused at once."""
-MAX_HELD_BYTES = 128 * 1024
-"""Body of a waiting visitor that is kept: what was under way when it was paused."""
+MAX_HELD_BYTES = 320 * 1024
+"""Body of a waiting visitor that is kept: what was under way when it was paused, which is one read (uvloop's: 250 KiB) and a little."""
 MAX_TRIES = 3
 MAX_RELAYED_TRIES = 6
 """The same for exit nodes: one that dies may be lost, dialled once more, and say that it holds nothing, before the next is asked."""
