@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from edgetun_core.proxy_protocol import Endpoints
@@ -26,7 +27,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """The protocol of a socket's transport, and the transport of the connection above it."""
 
     __slots__ = (
-        *("_app", "_incoming", "_is_reading", "_outgoing", "_paused", "_raw"),
+        *("_app", "_decrypt", "_encrypt", "_incoming", "_is_partial", "_is_reading", "_outgoing", "_paused", "_raw"),
         *("begun", "front", "is_closing_down", "is_open", "tls", "told"),
     )
 
@@ -41,9 +42,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # Without the Python layer of `SSLObject`, which costs a call for each read and write.
+        inner = getattr(self.tls, "_sslobj", self.tls)
+        self._decrypt: Callable[[int], bytes] = inner.read
+        self._encrypt: Callable[[bytes | bytearray | memoryview], int] = inner.write
         self._app: Any = None
         self._raw: asyncio.Transport | None = None
         self._is_reading = False
+        self._is_partial = True
+        """OpenSSL may hold the beginning of a record: what is pending says nothing of its length then."""
         self._paused = False
 
     # What the transport below calls.
@@ -110,17 +117,19 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _read(self) -> None:
         """Decrypts and passes on what came, unless reading is paused."""
-        incoming, tls = self._incoming, self.tls
+        incoming, decrypt = self._incoming, self._decrypt
         try:
-            while (incoming.pending or tls.pending()) and not self._paused and self.is_open:
-                data = tls.read(_RECORD_BYTES)
+            # What is asked for always holds a record's whole plaintext, which is never longer than the record: OpenSSL keeps no rest.
+            while (size := incoming.pending) and not self._paused and self.is_open:
+                data = decrypt(size if size < _RECORD_BYTES and not self._is_partial else _RECORD_BYTES)
+                self._is_partial = False
                 if not data:  # close_notify (RFC 8446 §6.1)
                     self._app.eof_received()
                     self.close()
                     return
                 self._app.data_received(data)
         except ssl.SSLWantReadError:
-            pass  # a record that is not whole
+            self._is_partial = True
         except ssl.SSLError:
             self.abort()
 
@@ -134,7 +143,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if not self.is_open or not data:
             return
         try:
-            self.tls.write(data)
+            self._encrypt(data)
         except ssl.SSLError:
             self.abort()
             return
@@ -175,7 +184,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._paused = False
             if self._raw is not None and not self._raw.is_closing():
                 self._raw.resume_reading()
-                if self._incoming.pending or self.tls.pending():
+                if self._incoming.pending:
                     asyncio.get_running_loop().call_soon(self._read_on)
 
     def _read_on(self) -> None:
