@@ -16,11 +16,9 @@ from edgetun_agent.origin.address import choose_authority
 from edgetun_agent.origin.connect import OriginDialler
 from edgetun_agent.origin.connection import KEEP_IDLE_S, HeadMemo, OriginConnection
 from edgetun_agent.origin.exchange import OriginExchange, ProbeExchange, Upload
-from edgetun_agent.origin.health import HealthState
 from edgetun_agent.origin.pool import Pool
 from edgetun_agent.origin.record import OriginRecord
 from edgetun_core.errors import (
-    Cancelled,
     Draining,
     EdgetunError,
     OriginBusy,
@@ -206,23 +204,9 @@ class OriginClient(OriginRecord):
         """Hot path."""
         if exchange.is_probe:
             return
-        counters = self.counters
-        counters.bytes_received += exchange.bytes_received
-        if error is None:
-            counters.answered += 1
-            counters.statuses[exchange.status // 100] += 1
-            if self.health.state is not HealthState.UP and not self.rule.health_path:
-                self.saw_answer()
-        elif isinstance(error, Cancelled):
-            counters.cancelled += 1
-        else:
-            label = error.presentation.label
-            counters.errors[label] = counters.errors.get(label, 0) + 1
-            self.health.failed(str(error), monotonic())
         if isinstance(exchange, Upload):
-            counters.bytes_sent += exchange.bytes_sent
-        if self.recent is not None:
-            self.show(exchange.head, exchange.status, exchange.started, exchange.bytes_received, error)
+            self.counters.bytes_sent += exchange.bytes_sent
+        self.ended(exchange.head, exchange.status, exchange.started, exchange.bytes_received, error)
 
     async def reach(self) -> None:
         """Opens a connection and closes it; raises `UpstreamUnreachable` or `UpstreamTimeout`."""

@@ -28,7 +28,6 @@ from edgetun_agent.origin.h2_exchange import H2Exchange
 from edgetun_agent.origin.health import HealthState
 from edgetun_agent.origin.record import OriginRecord
 from edgetun_core.errors import (
-    Cancelled,
     Draining,
     EdgetunError,
     OriginBusy,
@@ -248,22 +247,8 @@ class H2OriginClient(OriginRecord):
         self._tell_if_empty()
         if exchange.is_probe:
             return
-        counters = self.counters
-        counters.bytes_received += exchange.bytes_received
-        counters.bytes_sent += exchange.bytes_sent
-        if error is None:
-            counters.answered += 1
-            counters.statuses[exchange.status // 100] += 1
-            if self.health.state is not HealthState.UP and not self.rule.health_path:
-                self.saw_answer()
-        elif isinstance(error, Cancelled):
-            counters.cancelled += 1
-        else:
-            label = error.presentation.label
-            counters.errors[label] = counters.errors.get(label, 0) + 1
-            self.health.failed(str(error), monotonic())
-        if self.recent is not None:
-            self.show(exchange.head, exchange.status, exchange.started, exchange.bytes_received, error)
+        self.counters.bytes_sent += exchange.bytes_sent
+        self.ended(exchange.head, exchange.status, exchange.started, exchange.bytes_received, error)
 
     def _tell_if_empty(self) -> None:
         if self._emptied is not None and not self.in_flight:

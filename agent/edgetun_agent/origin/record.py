@@ -6,8 +6,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from edgetun_agent.observe import OriginCounters, RecentRequests, RequestLine
-from edgetun_agent.origin.health import OriginHealth
-from edgetun_core.errors import EdgetunError
+from edgetun_agent.origin.health import HealthState, OriginHealth
+from edgetun_core.errors import Cancelled, EdgetunError
 from edgetun_core.http.exchange import RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.snapshot import OriginRule
@@ -59,6 +59,26 @@ class OriginRecord:
     async def close(self, deadline_s: float = 0.0) -> None:
         """Ends everything; exchanges under way may end by themselves within `deadline_s`, then they are reset."""
         raise NotImplementedError
+
+    def ended(
+        self, head: RequestHead, status: int, started: float, bytes_received: int, error: EdgetunError | None
+    ) -> None:
+        """Counts a finished exchange, and shows it. Hot path."""
+        counters = self.counters
+        counters.bytes_received += bytes_received
+        if error is None:
+            counters.answered += 1
+            counters.statuses[status // 100] += 1
+            if self.health.state is not HealthState.UP and not self.rule.health_path:
+                self.saw_answer()
+        elif isinstance(error, Cancelled):
+            counters.cancelled += 1
+        else:
+            label = error.presentation.label
+            counters.errors[label] = counters.errors.get(label, 0) + 1
+            self.health.failed(str(error), monotonic())
+        if self.recent is not None:
+            self.show(head, status, started, bytes_received, error)
 
     def show(
         self, head: RequestHead, status: int, started: float, bytes_received: int, error: EdgetunError | None
