@@ -321,7 +321,7 @@ class ControlPlane:
         """Ends every process and removes the folder. Twice is once."""
         if self._keeper.stdin is not None and not self._keeper.stdin.closed:
             self._keeper.stdin.close()
-            self._keeper.wait(timeout=60)
+            self._keeper.wait(timeout=150)
             shutil.rmtree(self.state, ignore_errors=True)
 
 
