@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from time import monotonic
 
+import msgspec
+
 from edgetun_agent.backoff import Backoff
 from edgetun_agent.dialling import AgentSession, Attempt
 from edgetun_agent.endpoints import decide_crowded, decide_endpoint
@@ -93,6 +95,7 @@ class Agent:
         self._is_skew_said = False
         self._is_stopping = False
         self._generation = 0
+        self._instance = secrets.token_hex(8)
         self._reopened_for = ""
 
     # ---- for its owner
@@ -239,7 +242,7 @@ class Agent:
         return Attempt(
             endpoint,
             transports,
-            self.hello(session_id),
+            msgspec.structs.replace(self.hello(session_id), instance=self._instance),
             self.handler,
             self.trust,
             self.quic_engine,

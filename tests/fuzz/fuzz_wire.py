@@ -141,6 +141,9 @@ class _End:
     def on_session_draining(self, deadline_s: float) -> None:
         pass
 
+    def on_session_answered(self) -> None:
+        pass
+
     def on_session_closed(self, error: EdgetunError | None) -> None:
         self.closed.append(error)
 

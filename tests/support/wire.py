@@ -58,6 +58,9 @@ class End:
     def on_session_draining(self, deadline_s: float) -> None:
         self.events.append(("draining", deadline_s))
 
+    def on_session_answered(self) -> None:
+        self.events.append(("answered", None))
+
     def on_session_closed(self, error: EdgetunError | None) -> None:
         self.events.append(("closed", error))
 

@@ -59,6 +59,7 @@ class SessionRunner:
     """A session on a link: the link's user, and a `Handler` for exchanges to the peer."""
 
     __slots__ = (
+        "_answered",
         "_closed",
         "_connect_timeout_s",
         "_decide",
@@ -101,6 +102,7 @@ class SessionRunner:
         self._wake_pending = False
         self._closed = False
         self._lanes_known = 0
+        self._answered: Callable[[], None] | None = None
         self.counters = SessionCounters()
 
     @classmethod
@@ -154,6 +156,17 @@ class SessionRunner:
             return
         try:
             self._session.drain(deadline_s, reason, self._now())
+        except Exception as bug:
+            self._on_bug_at_the_edge(bug)
+        self._set_timer()
+
+    def check(self, within_s: float, answered: Callable[[], None]) -> None:
+        """Asks the peer for a sign of life: `answered` is called when it comes, and without one the session is over in `within_s`."""
+        if self._session is None:
+            return
+        self._answered = answered
+        try:
+            self._session.check(within_s, self._now())
         except Exception as bug:
             self._on_bug_at_the_edge(bug)
         self._set_timer()
@@ -400,6 +413,12 @@ class SessionRunner:
             self._listener.on_session_draining(self, deadline_s)
         except Exception as bug:
             self._on_bug_at_the_edge(bug)
+
+    def on_session_answered(self) -> None:
+        """The peer answered what `check` asked."""
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered()
 
     def on_session_closed(self, error: EdgetunError | None) -> None:
         """The session is over; the link follows with the next flush."""

@@ -53,6 +53,9 @@ class Hello(Windows, frozen=True, kw_only=True):
     software: str = ""
     """Name and version for people, such as `"edgetun/0.1.0"`."""
     features: tuple[str, ...] = ()
+    instance: str = ""
+    """Of the agent's process, made when it starts. A hello of the same agent with another one is a reason to ask whether its
+    older sessions are alive."""
 
     def __repr__(self) -> str:
         """Without the credential: a hello may stand in a log."""

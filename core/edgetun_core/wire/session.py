@@ -53,6 +53,9 @@ class SessionUser(Protocol):
     def on_session_draining(self, deadline_s: float) -> None:
         """Either end drains; no more exchanges can be opened here."""
 
+    def on_session_answered(self) -> None:
+        """The peer is there: it answered what `check` asked."""
+
     def on_session_closed(self, error: EdgetunError | None) -> None:
         """The session is over; None after a drain or a close in good order."""
 
@@ -67,6 +70,7 @@ class Session:
     """One end of a session. `hello` makes it the agent's end; without, it is the exit node's."""
 
     __slots__ = (
+        "_answer_by",
         "_close_heard",
         "_close_said",
         "_closed_with",
@@ -78,6 +82,7 @@ class Session:
         "_early",
         "_early_bytes",
         "_grace_until",
+        "_is_asked",
         "_ping_at",
         "_ping_id",
         "_pings",
@@ -124,6 +129,8 @@ class Session:
         self._ping_id = 0
         self._pings: dict[bytes, float] = {}
         self._grace_until = 0.0
+        self._answer_by = float("inf")
+        self._is_asked = False
         self._due = self._connect_by
         if hello is not None:
             self.mux.send_control(0, frames.HELLO, encode_control(hello))
@@ -179,6 +186,18 @@ class Session:
             self._drain_by = min(self._drain_by, now + deadline_s)
             self._user.on_session_draining(deadline_s)
 
+    def check(self, within_s: float, now: float) -> None:
+        """Asks the peer for a sign of life at once; without one `within_s` from now the session is over.
+
+        While every lane is full of what the peer has not taken nothing can be asked: then the next round of pings has to do.
+        """
+        if self.state not in (State.OPEN, State.DRAINING) or self._is_asked:
+            return
+        self._is_asked = True
+        self._ping(now)
+        if self._pings:
+            self._answer_by = now + within_s
+
     def close(self, error: EdgetunError | None) -> None:
         """Closes now: the peer is told why, every open exchange is reset."""
         if self.state is State.CLOSED:
@@ -203,7 +222,7 @@ class Session:
         if self.state is State.CONNECTING:
             self._due = self._connect_by
         else:
-            self._due = min(self._ping_at, self._dead_at(), self._drain_by)
+            self._due = min(self._ping_at, self._dead_at(), self._drain_by, self._answer_by)
         return self._due
 
     def handle_timer(self, now: float) -> None:
@@ -222,6 +241,8 @@ class Session:
             self._grace_until = now + interval
         if now >= self._dead_at():
             self._silent(self._why_dead(now))
+        elif now >= max(self._answer_by, self._grace_until):
+            self._silent(SessionLost("the peer did not answer when it was asked whether it is there"))
         elif now >= self._drain_by:
             self.close(Draining("the deadline of the drain passed"))
         elif now >= self._ping_at:
@@ -384,6 +405,10 @@ class Session:
         sent_at = self._pings.pop(nonce, None)
         if sent_at is None:
             return  # of an earlier round
+        if self._is_asked:
+            self._is_asked = False
+            self._answer_by = float("inf")
+            self._user.on_session_answered()
         sample = max(now - sent_at, 1e-6)
         self.rtt_s = sample if self.rtt_s is None else self.rtt_s + (sample - self.rtt_s) / 8
         self.mux.rtt_s = self.rtt_s

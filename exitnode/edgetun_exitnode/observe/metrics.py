@@ -194,6 +194,11 @@ def _sessions(node: ExitNode) -> Iterator[Metric]:
     yield _counter(
         "edgetun_sessions_revoked", "Sessions closed because their token was revoked.", acceptor.revoked_total
     )
+    yield _counter(
+        "edgetun_sessions_taken_over",
+        "Sessions closed because their agent connected anew and they did not answer.",
+        acceptor.taken_over_total,
+    )
 
 
 def _cache(node: ExitNode) -> Iterator[Metric]:

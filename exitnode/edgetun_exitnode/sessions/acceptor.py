@@ -2,6 +2,10 @@
 
 A credential is verified offline, with the snapshot's keys. A token that a later snapshot revokes loses exactly its own
 sessions. A hello with the session id of a session that stands replaces it: the agent is the one who knows.
+
+An agent that was started anew (another `instance` in its hello) takes its tunnels over at once: its older sessions get no new
+exchange and are asked whether anybody is there. One that was cut off without a word is over `CHECK_LEAST_S` later; one that
+answers (the old process of a rolling update, a second agent under the same name) goes on as before, and nothing of it is cut.
 """
 
 from __future__ import annotations
@@ -20,11 +24,15 @@ from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.wire.datagrams import DatagramCounters
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
+from edgetun_core.wire.states import State
 from edgetun_exitnode.sessions.registry import SessionRegistry
 
 log = logging.getLogger(__name__)
 
 MAX_SESSIONS = 10_000
+CHECK_LEAST_S = 0.9
+"""What an older session gets to answer when its agent was started anew; QUIC sends a lost packet again well within it."""
+CHECK_MOST_S = 3.0
 
 
 class _NoExchanges:
@@ -38,12 +46,14 @@ class _NoExchanges:
 class _Admitted:
     """What is remembered of a session while it stands."""
 
-    __slots__ = ("services", "since", "token_id")
+    __slots__ = ("is_checked", "services", "since", "token_id")
 
     def __init__(self, token_id: str, services: tuple[str, ...], since: float) -> None:
         self.token_id = token_id
         self.services = services
         self.since = since
+        self.is_checked = False
+        """It was asked whether it lives, and has not answered."""
 
 
 class AdmittedSession(NamedTuple):
@@ -77,6 +87,7 @@ class SessionAcceptor:
         self._pending: dict[str, _Admitted] = {}
         self._admitted: dict[SessionRunner, _Admitted] = {}
         self._by_session_id: dict[str, SessionRunner] = {}
+        self._by_agent: dict[str, set[SessionRunner]] = {}
         self._cut_off_since: float | None = None
         self.is_draining = False
         self._datagrams_before = DatagramCounters()
@@ -84,6 +95,10 @@ class SessionAcceptor:
         self.opened_total = 0
         self.refused_total = 0
         self.revoked_total = 0
+        self.checked_total = 0
+        """Sessions that were asked whether they live, since their agent was started anew."""
+        self.taken_over_total = 0
+        """Those of them that did not answer, and those that their own agent opened anew."""
 
     def lost_control(self, since: float | None = None) -> None:
         """Control cannot be reached, from now or `since` (seconds since the epoch) on: nobody can renew a credential."""
@@ -163,12 +178,40 @@ class SessionAcceptor:
         old = self._by_session_id.get(hello.session_id)
         self._by_session_id[hello.session_id] = runner
         self._admitted[runner] = admitted
+        self._by_agent.setdefault(hello.agent_id, set()).add(runner)
         self._registry.add(runner, admitted.services)
-        if old is not None:
+        if old is not None and old in self._admitted:
+            self._admitted[old].is_checked = True
             self._registry.remove(old)
             old.close(EdgetunError("the agent opened this session anew"))
+        self._check_older(hello, admitted, is_replacing=old is not None)
         log.info("agent %s is connected over %s for %s", hello.agent_id, runner.transport, ", ".join(admitted.services))
         self.on_change()
+
+    def _check_older(self, hello: Hello, admitted: _Admitted, *, is_replacing: bool) -> None:
+        """The sessions of the agent's other processes: none gets an exchange before it shows that somebody is there.
+
+        Where a session was opened anew the path was lost, and maybe that of the process's other sessions with it.
+        """
+        for runner in list(self._by_agent.get(hello.agent_id, ())):
+            theirs = runner.hello
+            of_it = self._admitted.get(runner)
+            if theirs is None or of_it is None or of_it is admitted:
+                continue
+            if theirs.instance == hello.instance and not is_replacing:
+                continue
+            if of_it.token_id != admitted.token_id or runner.state not in (State.OPEN, State.DRAINING):
+                continue  # another token's agent may have the same name: it is none of this one's business
+            of_it.is_checked = True
+            self.checked_total += 1
+            self._registry.remove(runner)
+            within_s = min(CHECK_MOST_S, max(CHECK_LEAST_S, 4 * (runner.rtt_s or 0.0)))
+            runner.check(within_s, lambda runner=runner, of_it=of_it: self._is_there(runner, of_it))  # type: ignore[misc]
+
+    def _is_there(self, runner: SessionRunner, admitted: _Admitted) -> None:
+        admitted.is_checked = False
+        if runner in self._admitted and runner.state is State.OPEN:
+            self._registry.add(runner, admitted.services)
 
     def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
         self._registry.remove(runner)
@@ -184,7 +227,13 @@ class SessionAcceptor:
             self._pending.pop(hello.session_id, None)
         if hello is not None and self._by_session_id.get(hello.session_id) is runner:
             del self._by_session_id[hello.session_id]
-        if admitted is not None and hello is not None:
+        if hello is not None and admitted is not None:
+            self.taken_over_total += admitted.is_checked
+            siblings = self._by_agent.get(hello.agent_id)
+            if siblings is not None:
+                siblings.discard(runner)
+                if not siblings:
+                    del self._by_agent[hello.agent_id]
             log.info("agent %s left: %s", hello.agent_id, error or "closed in good order")
             self.on_change()
 

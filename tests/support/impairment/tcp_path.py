@@ -70,8 +70,8 @@ class TcpPath:
             await asyncio.gather(
                 self._carry(reader, far_writer, up, is_up=True), self._carry(far_reader, writer, down, is_up=False)
             )
-        except OSError:
-            pass
+        except (OSError, asyncio.CancelledError):
+            pass  # its own task's end: cancelled by `close` alone, and the streams would log that as an error
         finally:
             for each in self._open.pop(task, ()):
                 each.close()

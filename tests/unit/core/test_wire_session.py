@@ -440,3 +440,52 @@ class TestStates:
         pair = Pair(lanes=2)
         pair.edge.session.receive(1, encode_frame(frames.DRAIN, 0, encode_control(Drain())), 1.0)
         assert "lane 0" in str(pair.edge.error)
+
+
+class TestCheck:
+    """Asking whether somebody is there, out of turn."""
+
+    def opened(self, lanes: int = 1) -> Pair:
+        pair = Pair(lanes=lanes)
+        pair.settle()
+        return pair
+
+    def test_a_peer_that_answers_is_there(self):
+        pair = self.opened()
+        pair.edge.session.check(0.9, 1.0)
+        pair.settle()
+        assert pair.edge.names[-1] == "answered"
+        assert pair.edge.session.next_timer() > 1.9
+        pair.edge.session.handle_timer(2.0)
+        assert pair.edge.session.state is State.OPEN
+
+    def test_a_peer_that_does_not_answer_is_gone_when_it_should_have(self):
+        pair = self.opened()
+        pair.edge.session.check(0.9, 1.0)
+        assert pair.edge.session.next_timer() == 1.9
+        pair.edge.session.handle_timer(1.8)
+        assert pair.edge.session.state is State.OPEN
+        pair.edge.session.handle_timer(1.9)
+        assert isinstance(pair.edge.error, SessionLost)
+        assert "answered" not in pair.edge.names
+
+    def test_a_second_question_does_not_put_the_first_ones_deadline_off(self):
+        pair = self.opened()
+        pair.edge.session.check(0.9, 1.0)
+        pair.edge.session.check(0.9, 1.5)
+        assert pair.edge.session.next_timer() == 1.9
+
+    def test_where_every_lane_is_full_nothing_is_asked_and_the_next_answer_counts(self):
+        pair = self.opened()
+        pair.edge.session.mux.pause_lane(0)
+        pair.edge.session.check(0.9, 1.0)
+        assert pair.edge.session.next_timer() > 1.9
+        pair.edge.session.mux.resume_lane(0)
+        pair.edge.session.handle_timer(pair.edge.session.next_timer())
+        pair.settle()
+        assert pair.edge.names[-1] == "answered"
+
+    def test_before_the_session_is_open_there_is_nothing_to_ask(self):
+        edge = edge_alone()
+        edge.session.check(0.9, 1.0)
+        assert edge.session.data_to_send() == []
