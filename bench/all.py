@@ -24,6 +24,8 @@ SCRIPTS = [
     "bulk",
     "streams",
     "idle",
+    "recovery",
+    "lossy",
     "fleet",
 ]
 

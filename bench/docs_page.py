@@ -10,7 +10,7 @@ from typing import Any
 
 from goals import goals_section
 from harness import RESULTS, ROOT
-from peers import FRP, PIKO, RATHOLE
+from peers import CHISEL, FRP, PIKO, RATHOLE
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 NOTES = ROOT / "bench" / "notes.md"
@@ -36,6 +36,15 @@ ORDER = [
     "streams-udp",
     "idle",
     "idle-tls",
+    "lossy",
+    "lossy-p50",
+    "lossy-p99",
+    "lossy-bulk",
+    "lossy-cubic",
+    "lossy-p50-cubic",
+    "lossy-p99-cubic",
+    "lossy-bulk-cubic",
+    "recovery",
     "startup",
     "fleet",
     "fleet-compile",
@@ -52,7 +61,7 @@ run in which the subjects took turns, and shows medians. The servers (edge and a
 the origin the other. "ratio" is edgetun's (the first row's) advantage over the row: above 1 edgetun is better. Absolute
 figures are this machine's; CPU seconds and ratios carry over.
 
-Peers: frp {frp}, rathole {rathole}, piko {piko}, nginx and wrk of the distribution; `python bench/peers.py build` gets them.
+Peers: frp {frp}, rathole {rathole}, chisel {chisel}, piko {piko}, nginx and wrk of the distribution; `python bench/peers.py build` gets them.
 """
 
 
@@ -80,7 +89,12 @@ def section(record: dict[str, Any]) -> str:
 
 def main() -> None:
     records = newest()
-    head = HEAD.format(frp=FRP.rpartition("@")[2], piko=PIKO.rpartition("@")[2], rathole=f"v{RATHOLE}")
+    head = HEAD.format(
+        frp=FRP.rpartition("@")[2],
+        piko=PIKO.rpartition("@")[2],
+        rathole=f"v{RATHOLE}",
+        chisel=CHISEL.rpartition("@")[2],
+    )
     known = [script for script in ORDER if script in records]
     notes = NOTES.read_text() if NOTES.exists() else ""
     PAGE.write_text(

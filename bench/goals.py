@@ -43,6 +43,29 @@ def _ratio(script: str, name: str, ours: str, theirs: str) -> Callable[[Records]
     return lambda records: _figure(script, ours, name)(records) / _figure(script, theirs, name)(records)
 
 
+def _cells_met(script: str) -> Callable[[Records], float]:
+    """The share of cells in which edgetun is at least as good as the best of the others, in percent."""
+
+    def share(records: Records) -> float:
+        ratios = [statistics.median(cell["ratio"]) for cell in records[script]["figures"].values() if "ratio" in cell]
+        return 100 * sum(ratio >= 1 for ratio in ratios) / len(ratios)
+
+    return share
+
+
+_BAD_LINK = [
+    Goal(f"over a bad link, {what}: cells in which edgetun is the best", _cells_met(script), at_least=100, unit="%")
+    for what, script in (("requests", "lossy"), ("p99", "lossy-p99"), ("bulk", "lossy-bulk"))
+]
+_RECOVERY = [
+    Goal(f"first answer after the exit node is back, {who}", _figure("recovery", name, "away"), at_most=1, unit="s")
+    for who, name in (("QUIC", "edgetun"), ("TLS", "edgetun TLS"))
+] + [
+    Goal(f"first answer after {what}, {who}", _figure("recovery", name, case), at_most=2, unit="s")
+    for what, case in (("the agent is cut off", "cut"), ("kill -9 of the agent", "agent"), ("kill -9 of the exit node", "edge"))
+    for who, name in (("QUIC", "edgetun"), ("TLS", "edgetun TLS"))
+]  # fmt: skip
+
 TEN, TEN_THOUSAND = "10 tunnels", "10,000 tunnels"
 
 
@@ -124,6 +147,8 @@ GOALS = [
     Goal("idle visitor, HTTP/2 over TLS, exit node alone", _figure("idle-tls", "edgetun, HTTP/2 over TLS", "edge"), at_most=30_000, unit="bytes"),
     Goal("idle visitor, agent", _figure("idle", TLS, "agent"), at_most=64, unit="bytes"),
     Goal("`edgetun http` ready", _figure("startup", "edgetun http, first answer from the origin", "ready"), at_most=1000, unit="ms"),
+    *_BAD_LINK,
+    *_RECOVERY,
     *_FLEET,
     Goal("exit node alone ready", _figure("startup", "edgetun-exitnode, first answer (404)", "ready"), at_most=300, unit="ms"),
 ]  # fmt: skip

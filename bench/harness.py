@@ -67,6 +67,7 @@ class Process:
     ) -> None:
         self.name = name
         self.arguments = tuple(command)
+        self._core, self._folder, self._env = core, folder, env
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -111,6 +112,16 @@ class Process:
 
     def tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def kill(self) -> None:
+        """Ends it without a word, as a power cut does."""
+        Process.started.discard(self)
+        self._popen.kill()
+        self._popen.wait()
+
+    def again(self, arguments: Sequence[str] = ()) -> Process:
+        """The same program anew, or in another way; whoever asks ends it."""
+        return Process(self.name, arguments or self.arguments, self._core, self._folder, self._env)
 
     def stop(self, grace_s: float = 3.0) -> None:
         Process.started.discard(self)
@@ -199,6 +210,22 @@ def is_echoing(port: int) -> bool:
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the two ends of a tunnel stand: the edge at an address, the agent behind a command that puts it elsewhere."""
+
+    address: str = "127.0.0.1"
+    to_agent: tuple[str, ...] = ()
+
+    @property
+    def listen(self) -> str:
+        """What the edge listens on, its visitors' port included, which is asked at 127.0.0.1."""
+        return self.address if self.address == "127.0.0.1" else "0.0.0.0"
+
+
+HERE = Site()
+
+
 # -- what is measured --------------------------------------------------------------------------------------------
 
 
@@ -211,6 +238,8 @@ class Running:
     host: str = "localhost"
     scheme: str = "http"
     origin: Process | None = None
+    agents_port: int = 0
+    """Where the edge takes agents, over TCP at least."""
 
     @property
     def url(self) -> str:
@@ -490,6 +519,14 @@ def parse_arguments(
 ) -> argparse.Namespace:
     """The flags that every benchmark has, and `extra` whole numbers of its own."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    add_arguments(parser, repeats=repeats, seconds=seconds)
+    for name, default in (extra or {}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return finish_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, repeats: int, seconds: float) -> None:
+    """The flags that every benchmark has."""
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--seconds", type=float, default=seconds, help="length of one measurement")
     parser.add_argument(
@@ -499,8 +536,10 @@ def parse_arguments(
         "--quick", action="store_true", help="one short repeat, to see that all works; nothing is recorded"
     )
     parser.add_argument("--no-record", action="store_true", help=f"do not append to {RESULTS.relative_to(ROOT)}")
-    for name, default in (extra or {}).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+
+
+def finish_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Reads the command line, and makes of `--quick` what it means."""
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repeats, arguments.seconds, arguments.no_record = 1, min(1.0, arguments.seconds), True

@@ -1,4 +1,4 @@
-"""Finds or builds the systems that edgetun is measured beside: frp, rathole, piko, caddy, nginx, varnish, wrk.
+"""Finds or builds the systems that edgetun is measured beside: frp, rathole, chisel, piko, caddy, nginx, varnish, wrk.
 
 Built once, as a Go module or a crate by the ordinary clients, into a cache outside the clone
 (`~/.cache/edgetun-bench`, or `$EDGETUN_BENCH_CACHE`). Versions are pinned so that figures of different days compare.
@@ -24,6 +24,7 @@ BIN = CACHE / "bin"
 FRP = "github.com/fatedier/frp@v0.65.0"
 CADDY = "github.com/caddyserver/caddy/v2@v2.10.2"
 PIKO = "github.com/andydunstall/piko@v0.7.0"
+CHISEL = "github.com/jpillora/chisel@v1.11.3"
 RATHOLE = "0.5.0"
 
 
@@ -91,6 +92,10 @@ def _build_piko() -> None:
     _build_go(PIKO, {"piko": "."})
 
 
+def _build_chisel() -> None:
+    _build_go(CHISEL, {"chisel": "."})
+
+
 def _build_caddy() -> None:
     _build_go(CADDY, {"caddy": "./cmd/caddy"})
 
@@ -113,6 +118,7 @@ PEERS = {
         Peer("frps", FRP, _build_frp, BUILD_IT),
         Peer("frpc", FRP, _build_frp, BUILD_IT),
         Peer("rathole", RATHOLE, _build_rathole, BUILD_IT),
+        Peer("chisel", CHISEL, _build_chisel, BUILD_IT),
         Peer("piko", PIKO, _build_piko, BUILD_IT),
         Peer("caddy", CADDY, _build_caddy, BUILD_IT, is_pinned=True),
     )

@@ -8,27 +8,27 @@ from contextlib import contextmanager
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
-from harness import Running, Stage, free_port, get_status, is_echoing, is_listening, wait_until
+from harness import HERE, Running, Site, Stage, free_port, get_status, is_echoing, is_listening, wait_until
 from peers import require
 
 from edgetun_core.pki import DevelopmentCA
 
 
 @contextmanager
-def frp(origin: Running, *, kind: str, transport: str) -> Iterator[Running]:
-    """`kind` is tcp (a raw pipe), udp, or http (it reads requests, as edgetun does); `transport` is tls (frp's default) or quic."""
+def frp(origin: Running, *, kind: str, transport: str, site: Site = HERE) -> Iterator[Running]:
+    """`kind` is tcp (a raw pipe), udp, or http (it reads requests, as edgetun does); `transport` is tls (frp's default), quic or kcp."""
     bind, visitors = free_port(), free_port()
     with Stage() as stage:
-        quic = transport == "quic"
-        server = [f"bindPort = {bind}", 'bindAddr = "127.0.0.1"', 'log.level = "warn"']
+        by_udp = transport in ("quic", "kcp")
+        server = [f"bindPort = {bind}", f'bindAddr = "{site.listen}"', 'log.level = "warn"']
         client = [
-            'serverAddr = "127.0.0.1"',
+            f'serverAddr = "{site.address}"',
             f"serverPort = {bind}",
             'log.level = "warn"',
-            f'transport.protocol = "{"quic" if quic else "tcp"}"',
+            f'transport.protocol = "{transport if by_udp else "tcp"}"',
         ]
-        if quic:
-            server.append(f"quicBindPort = {bind}")
+        if by_udp:
+            server.append(f"{transport}BindPort = {bind}")
         else:
             client.append("transport.tls.enable = true")
         client += [
@@ -44,18 +44,19 @@ def frp(origin: Running, *, kind: str, transport: str) -> Iterator[Running]:
         else:
             client.append(f"remotePort = {visitors}")
         frps = stage.start("frps", [require("frps"), "-c", stage.write("frps.toml", "\n".join(server))])
-        wait_until("frps", lambda: quic or is_listening(bind), [frps])
-        frpc = stage.start("frpc", [require("frpc"), "-c", stage.write("frpc.toml", "\n".join(client))])
+        wait_until("frps", lambda: by_udp or is_listening(bind), [frps])
+        command = [*site.to_agent, require("frpc"), "-c", stage.write("frpc.toml", "\n".join(client))]
+        frpc = stage.start("frpc", command)
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         if kind == "udp":
             wait_until("frp", lambda: is_echoing(visitors), [frps, frpc])
         else:
             wait_until("frp", lambda: get_status(visitors, path=path) == 200, [frps, frpc])
-        yield Running(visitors, (frps, frpc))
+        yield Running(visitors, (frps, frpc), agents_port=bind)
 
 
 @contextmanager
-def rathole(origin: Running) -> Iterator[Running]:
+def rathole(origin: Running, *, site: Site = HERE) -> Iterator[Running]:
     """Over TLS, which wants its certificate as PKCS #12."""
     bind, visitors = free_port(), free_port()
     with Stage() as stage:
@@ -65,7 +66,7 @@ def rathole(origin: Running) -> Iterator[Running]:
         server = stage.write(
             "server.toml",
             f"""[server]
-            bind_addr = "127.0.0.1:{bind}"
+            bind_addr = "{site.listen}:{bind}"
             default_token = "bench"
             [server.transport]
             type = "tls"
@@ -79,7 +80,7 @@ def rathole(origin: Running) -> Iterator[Running]:
         client = stage.write(
             "client.toml",
             f"""[client]
-            remote_addr = "127.0.0.1:{bind}"
+            remote_addr = "{site.address}:{bind}"
             default_token = "bench"
             [client.transport]
             type = "tls"
@@ -94,10 +95,40 @@ def rathole(origin: Running) -> Iterator[Running]:
         program = require("rathole")
         ends = stage.start("rathole-server", [program, "--server", server], env=env)
         wait_until("rathole server", lambda: is_listening(bind), [ends])
-        agent = stage.start("rathole-client", [program, "--client", client], env=env)
+        agent = stage.start("rathole-client", [*site.to_agent, program, "--client", client], env=env)
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         wait_until("rathole", lambda: get_status(visitors, path=path) == 200, [ends, agent])
-        yield Running(visitors, (ends, agent))
+        yield Running(visitors, (ends, agent), agents_port=bind)
+
+
+@contextmanager
+def chisel(origin: Running, *, site: Site = HERE) -> Iterator[Running]:
+    """A reverse forwarding: ssh in a WebSocket over TLS, all visitors in one connection."""
+    bind, visitors = free_port(), free_port()
+    with Stage() as stage:
+        program = require("chisel")
+        ca = DevelopmentCA(stage.folder / "ca")
+        certificate, key = ca.issue(["localhost"])
+        (stage.folder / "key.pem").write_bytes(key)
+        (stage.folder / "cert.pem").write_bytes(certificate)
+        ends = stage.start(
+            "chisel-server",
+            [
+                program, "server", "--host", site.listen, "--port", str(bind), "--reverse", "--auth", "bench:bench",
+                "--tls-key", f"{stage.folder}/key.pem", "--tls-cert", f"{stage.folder}/cert.pem",
+            ],
+        )  # fmt: skip
+        wait_until("chisel server", lambda: is_listening(bind), [ends])
+        agent = stage.start(
+            "chisel-client",
+            [
+                *site.to_agent, program, "client", "--auth", "bench:bench", "--tls-ca", str(ca.certificate_file), "--sni", "localhost",
+                f"https://{site.address}:{bind}", f"R:127.0.0.1:{visitors}:127.0.0.1:{origin.port}",
+            ],
+        )  # fmt: skip
+        path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
+        wait_until("chisel", lambda: get_status(visitors, path=path) == 200, [ends, agent])
+        yield Running(visitors, (ends, agent), agents_port=bind)
 
 
 @contextmanager

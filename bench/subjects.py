@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import BenchError, Running, Stage, free_port, get_status, is_echoing, is_listening, wait_until
+from harness import HERE, BenchError, Running, Site, Stage, free_port, get_status, is_echoing, is_listening, wait_until
 
 BIN = Path(sys.executable).parent
 HOST = "bench.localhost"
@@ -49,31 +49,31 @@ def http(origin: Running, *, cache: str = "", https: bool = False) -> Iterator[R
 
 
 @contextmanager
-def tunnel(origin: Running, *, transport: str, engine: str = "qh3") -> Iterator[Running]:
-    """`edgetun serve` and `edgetun-agent`, two processes on one core; `transport` is tls or quic."""
+def tunnel(origin: Running, *, transport: str, engine: str = "qh3", site: Site = HERE) -> Iterator[Running]:
+    """`edgetun serve` and `edgetun-agent`, two processes on one core; `transport` is tls, quic or auto."""
     plain, tunnel_port = free_port(), free_port()
     with Stage() as stage:
         state = str(stage.folder / "state")
         node = stage.start(
             "edgetun-serve",
             [
-                _command("edgetun"), "serve", "--listen", "127.0.0.1", "--http-port", str(plain), "--https-port", "-1",
-                "--tunnel-port", str(tunnel_port), "--state", state, "--public-host", "127.0.0.1",
-                "--quic-engine", engine if transport == "quic" else "none", "--quiet",
+                _command("edgetun"), "serve", "--listen", site.listen, "--http-port", str(plain), "--https-port", "-1",
+                "--tunnel-port", str(tunnel_port), "--state", state, "--public-host", site.address,
+                "--quic-engine", "none" if transport == "tls" else engine, "--quiet",
             ],
         )  # fmt: skip
         wait_until("edgetun serve", lambda: is_listening(plain) and is_listening(tunnel_port), [node])
         agent = stage.start(
             "edgetun-agent",
             [
-                _command("edgetun-agent"), "--origin", f"http://127.0.0.1:{origin.port}", "--host", HOST,
+                *site.to_agent, _command("edgetun-agent"), "--origin", f"http://127.0.0.1:{origin.port}", "--host", HOST,
                 "--transport", transport, "--engine", engine, "--state", str(stage.folder / "agent"), "--quiet",
             ],
             env={"EDGETUN_CLUSTER_TOKEN": _token(state)},
         )  # fmt: skip
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         wait_until("edgetun tunnel", lambda: get_status(plain, HOST, path) == 200, [node, agent])
-        yield Running(plain, (node, agent), host=HOST)
+        yield Running(plain, (node, agent), host=HOST, agents_port=tunnel_port)
 
 
 @contextmanager
