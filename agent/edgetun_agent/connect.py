@@ -388,6 +388,9 @@ class _Slot:
         runner = None if attempt is None else attempt.session.runner
         refusal = None if runner is None else runner.refusal
         if refusal is None:
+            if attempt is not None and attempt.nobody_listens and self.number == 0 and not self._agent.is_connected:
+                # Only one slot of an agent without any session looks so often: they are many who wait for this exit node.
+                return self._backoff.nobody_listens(monotonic(), self._agent.chance())
             return self._backoff.failed(self._agent.chance())
         if isinstance(error, AuthError):
             self._agent.on_refused(error)

@@ -184,6 +184,11 @@ class Attempt:
             )
         return self.session
 
+    @property
+    def nobody_listens(self) -> bool:
+        """Whether the host turned every transport of the race away, as it does where the exit node's process is gone."""
+        return bool(self._errors) and all(isinstance(error.__cause__, ConnectionRefusedError) for error in self._errors)
+
     @staticmethod
     def _loop_time_of(at: float) -> float | None:
         # A loop's clock may be coarser than ours, and have another zero.

@@ -4,12 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetun_agent.backoff import (
+    AWAY_LEAST_S,
+    AWAY_SHARE,
     FIRST_BOUND_S,
     MOST_S,
     REFUSED_LEAST_S,
     REFUSED_MOST_S,
     STABLE_S,
     Backoff,
+    decide_away_delay_s,
     decide_delay_s,
     decide_refused_delay_s,
 )
@@ -63,3 +66,29 @@ def test_a_session_that_dies_young_keeps_the_failures_before_it() -> None:
         backoff.failed(0.5)
     backoff.opened(100.0)
     assert backoff.lost(100.0 + STABLE_S - 1, 0.5) == MOST_S / 2
+
+
+@given(st.floats(min_value=0, max_value=1e7), chances)
+def test_where_nobody_listens_the_agent_is_back_within_a_twentieth_of_the_time_away(
+    away_s: float, chance: float
+) -> None:
+    delay = decide_away_delay_s(away_s, chance)
+    assert 0 <= delay <= min(MOST_S, max(AWAY_LEAST_S, AWAY_SHARE * away_s))
+    assert decide_away_delay_s(away_s, 0.0) == 0, "the jitter is full"
+
+
+def test_the_time_away_begins_with_the_loss_of_the_session_and_ends_with_the_next() -> None:
+    backoff = Backoff()
+    backoff.opened(0.0)
+    backoff.lost(100.0, 0.5)
+    assert backoff.nobody_listens(101.0, 0.5) == AWAY_LEAST_S / 2
+    assert backoff.nobody_listens(200.0, 0.5) == AWAY_SHARE * 100 / 2
+    backoff.opened(210.0)
+    backoff.lost(300.0, 0.5)
+    assert backoff.nobody_listens(301.0, 0.5) == AWAY_LEAST_S / 2
+
+
+def test_an_agent_that_never_had_a_session_counts_from_its_first_try() -> None:
+    backoff = Backoff()
+    assert backoff.nobody_listens(50.0, 0.5) == AWAY_LEAST_S / 2
+    assert backoff.nobody_listens(50.0 + 10 * AWAY_LEAST_S / AWAY_SHARE, 0.5) == 10 * AWAY_LEAST_S / 2
