@@ -309,20 +309,27 @@ class ExitNode:
         Returns the two ports (QUIC: 0 when there is none). Raises AddressUnavailable.
         """
         accept = self.acceptor.accept
-        try:
-            tls = await listen("tls", host, port, identity=identity, accept=accept, other_protocols=other_protocols)
-            self.listeners.append(tls)
-            port = tls.port
-            self.router.door = Door(host, port, self.limits.max_sessions)
-            if quic_engine == "none":
-                return port, 0
-            quic = await listen(quic_engine, host, port, identity=identity, accept=accept)
-        except ConfigError as error:
-            if isinstance(error.__cause__, OSError):
-                raise explain(error.__cause__, host, port, "--tunnel-port") from error.__cause__
-            raise
-        self.listeners.append(quic)
-        return tls.port, quic.port
+        tries = 1 if port else _FREE_PORT_TRIES
+        while True:
+            tries -= 1
+            tls: Listener | None = None
+            try:
+                tls = await listen("tls", host, port, identity=identity, accept=accept, other_protocols=other_protocols)
+                quic = None
+                if quic_engine != "none":
+                    quic = await listen(quic_engine, host, tls.port, identity=identity, accept=accept)
+                break
+            except ConfigError as error:
+                if tls is not None:
+                    await tls.close()
+                if not isinstance(error.__cause__, OSError):
+                    raise
+                if not tries:
+                    number = port if tls is None else tls.port
+                    raise explain(error.__cause__, host, number, "--tunnel-port") from error.__cause__
+        self.listeners += [tls] if quic is None else [tls, quic]
+        self.router.door = Door(host, tls.port, self.limits.max_sessions)
+        return tls.port, 0 if quic is None else quic.port
 
     async def drain(self, deadline_s: float) -> None:
         """Goes away in good order: no new visitors or sessions, what is in flight may end until the deadline."""

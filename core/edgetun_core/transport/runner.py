@@ -370,6 +370,7 @@ class SessionRunner:
         if session is None:
             return
         try:
+            self._learn_lanes()
             session.handle_timer(self._now())
         except Exception as bug:
             self._on_bug_at_the_edge(bug)
@@ -379,7 +380,7 @@ class SessionRunner:
         """Links may open lanes later; a lane once open stays."""
         if self._session is not None and self._link is not None:
             self._lanes_known = self._link.lanes
-            self._session.mux.set_lanes(self._lanes_known, self._link.bulk_from)
+            self._session.set_lanes(self._lanes_known, self._link.bulk_from, self._now())
 
     # --- SessionUser
 

@@ -75,7 +75,7 @@ class Welcome(Windows, frozen=True, kw_only=True):
     server_time: float = 0.0
     """Unix time at the exit node, for telling clock skew."""
     ping_interval_s: float = PING_INTERVAL_S
-    """How often each end sends PING over every regular lane."""
+    """How often each end sends PING over every lane."""
     dead_after_s: float = DEAD_AFTER_S
     """How long each end waits without a byte before it gives the other up."""
     software: str = ""

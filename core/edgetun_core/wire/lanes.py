@@ -19,6 +19,7 @@ class Lane:
 
     __slots__ = (
         "is_paused",
+        "is_watched",
         "left",
         "load",
         "number",
@@ -35,6 +36,8 @@ class Lane:
         self.number = number
         self.out: list[bytes | memoryview] = []
         self.is_paused = False
+        self.is_watched = False
+        """The peer pings here, so that its silence means something."""
         self.waiting: list[Sending] = []
         """Exchanges whose producers were paused because this lane was."""
         self.load = 0

@@ -114,6 +114,10 @@ class Outlet:
     def regular_lanes(self) -> list[Lane]:
         return self._regular
 
+    def all_lanes(self) -> list[Lane]:
+        """Those that the link has, bulk lanes too."""
+        return self._regular + self._bulk_lanes
+
     def choose_bulk_lane(self) -> Lane | None:
         """The bulk lane with the fewest bodies on it."""
         return min(self._bulk_lanes, key=_load, default=None)

@@ -29,6 +29,7 @@ from edgetun_core.wire.hello import (
     decode_control,
     encode_control,
 )
+from edgetun_core.wire.lanes import Lane
 from edgetun_core.wire.mux import Mux
 from edgetun_core.wire.states import TRANSITIONS, Event, State
 
@@ -172,6 +173,15 @@ class Session:
 
     # --- what the shell does
 
+    def set_lanes(self, lanes: int, bulk_from: int, now: float) -> None:
+        """What the link has now. A lane that comes later is pinged at once, so that the peer watches it from then on."""
+        mux = self.mux
+        known = len(mux.all_lanes())
+        mux.set_lanes(lanes, bulk_from)
+        if self.state in (State.OPEN, State.DRAINING):
+            for lane in mux.all_lanes()[known:]:
+                self._ping_lane(lane, now)
+
     def drain(self, deadline_s: float, reason: str, now: float) -> None:
         """No more exchanges are opened at either end; when all are over, or after the deadline, the session closes.
 
@@ -254,37 +264,49 @@ class Session:
 
     def _dead_at(self) -> float:
         assert self.welcome is not None
-        last = min((lane.received_at for lane in self.mux.regular_lanes() if lane.received_at), default=float("inf"))
+        last = min((lane.received_at for lane in self._watched()), default=float("inf"))
         return max(last + self.welcome.dead_after_s, self._grace_until)
+
+    def _watched(self) -> list[Lane]:
+        """Lanes on which the peer's silence means something: regular ones that have carried something, and whatever it pings.
+
+        Peers of before did not ping their bulk lanes.
+        """
+        regular = self.mux.regular_lanes()
+        return [lane for lane in self.mux.all_lanes() if lane.is_watched or (lane.received_at and lane in regular)]
 
     def _why_dead(self, now: float) -> SessionLost:
         assert self.welcome is not None
         limit = self.welcome.dead_after_s
-        silent = [
-            lane.number for lane in self.mux.regular_lanes() if lane.received_at and now - lane.received_at >= limit
-        ]
-        if len(silent) == sum(1 for lane in self.mux.regular_lanes() if lane.received_at):
+        watched = self._watched()
+        silent = [lane.number for lane in watched if now - lane.received_at >= limit]
+        if len(silent) == len(watched):
             return SessionLost(f"the peer sent nothing for {limit:g} s")
         return SessionLost(f"lane {silent[0] if silent else 0} carried nothing for {limit:g} s")
 
     def _ping(self, now: float) -> None:
-        """One round: a ping over every regular lane, so that a lane which no longer carries is noticed by both ends."""
+        """One round: a ping over every lane, so that a lane which no longer carries is noticed by both ends."""
         assert self.welcome is not None
         self._ping_at = now + self.welcome.ping_interval_s
         self._pings.clear()
-        for lane in self.mux.regular_lanes():
-            if lane.is_paused:
-                continue  # bytes wait on it already
-            self._ping_id += 1
-            nonce = self._ping_id.to_bytes(8, "big")
-            self._pings[nonce] = now
-            self.mux.send_control(lane.number, frames.PING, nonce)
+        for lane in self.mux.all_lanes():
+            self._ping_lane(lane, now)
+
+    def _ping_lane(self, lane: Lane, now: float) -> None:
+        if lane.is_paused:
+            return  # bytes wait on it already
+        self._ping_id += 1
+        nonce = self._ping_id.to_bytes(8, "big")
+        if lane in self.mux.regular_lanes():
+            self._pings[nonce] = now  # on a bulk lane it waits behind bodies, and would tell of their size
+        self.mux.send_control(lane.number, frames.PING, nonce)
 
     # --- what the mux hands up
 
     def on_control(self, lane: int, kind: int, payload: bytes, now: float) -> None:
         """A control frame; raises `SessionBroken` when it does not belong here."""
         if kind == frames.PING and self.state is not State.CONNECTING:
+            self.mux.lanes[lane].is_watched = True
             self.mux.send_pong(lane, payload)
         elif kind == frames.PONG and self.state is not State.CONNECTING:
             self._pong(payload, now)

@@ -32,6 +32,7 @@ class TcpPath:
         self._open: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._server: asyncio.Server | None = None
         self._weather = asyncio.Event()
+        self._stalled: set[tuple[int, bool]] = set()
 
     def set(
         self, both: Impairment | None = None, *, up: Impairment | None = None, down: Impairment | None = None
@@ -41,6 +42,10 @@ class TcpPath:
         self.down = both or down or self.down
         self._weather.set()
         self._weather = asyncio.Event()
+
+    def stall(self, number: int, *, up: bool = True, down: bool = True) -> None:
+        """One connection carries nothing any more, the others go on; `number` counts from 0 in the order in which they came."""
+        self._stalled |= {(number, is_up) for is_up, is_meant in ((True, up), (False, down)) if is_meant}
 
     def reset_all(self) -> None:
         """Every connection gets a RST both ways, now."""
@@ -63,12 +68,14 @@ class TcpPath:
         try:
             if self.is_refusing:
                 return
+            number = self.connections
             self.connections += 1
             far_reader, far_writer = await asyncio.open_connection(*self._target, limit=READ_BYTES)
             self._open[task].append(far_writer)
             up, down = Wire(seed=self._seed), Wire(seed=self._seed + 1)
             await asyncio.gather(
-                self._carry(reader, far_writer, up, is_up=True), self._carry(far_reader, writer, down, is_up=False)
+                self._carry(reader, far_writer, up, (number, True)),
+                self._carry(far_reader, writer, down, (number, False)),
             )
         except (OSError, asyncio.CancelledError):
             pass  # its own task's end: cancelled by `close` alone, and the streams would log that as an error
@@ -77,17 +84,18 @@ class TcpPath:
                 each.close()
 
     async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire, *, is_up: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire, which: tuple[int, bool]
     ) -> None:
         """One direction until its end or an error; what is read leaves in order, each piece at its time."""
         loop = asyncio.get_running_loop()
+        is_up = which[1]
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT_BYTES // READ_BYTES)
 
         async def deliver() -> None:
             while True:
                 at, data = await waiting.get()
                 await asyncio.sleep(max(0.0, at - loop.time()))
-                while (self.up if is_up else self.down).is_black_hole:
+                while (self.up if is_up else self.down).is_black_hole or which in self._stalled:
                     await self._weather.wait()
                 if not data:
                     writer.write_eof()

@@ -33,6 +33,8 @@ class Wire:
 
     def __init__(self, impairment: Impairment = GOOD, seed: int = 1) -> None:
         self.impairment = impairment
+        self.lose_next = 0
+        """So many packets are lost from now on, whatever the share."""
         self.carried = 0
         self.lost = 0
         self.too_large = 0
@@ -44,6 +46,10 @@ class Wire:
     def carry(self, size_bytes: int, now: float) -> float | None:
         """When the packet arrives; None when it is lost. Packets keep their order but for those that `reorder` chooses."""
         it = self.impairment
+        if self.lose_next:
+            self.lose_next -= 1
+            self.lost += 1
+            return None
         if it.is_black_hole or (it.loss and self._random.random() < it.loss):
             self.lost += 1
             return None

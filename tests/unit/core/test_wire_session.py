@@ -205,14 +205,19 @@ class TestPing:
         pair.settle()
         assert session.rtt_s == pytest.approx(0.090)
 
-    def test_a_ping_goes_over_every_regular_lane(self):
+    def test_a_ping_goes_over_every_lane_and_bodies_do_not_count_as_round_trips(self):
         pair = Pair(lanes=6, bulk_from=4)
         session = pair.edge.session
         session.data_to_send()
         session.handle_timer(session.next_timer())
-        assert [(lane, frames_in(data)[0][0]) for lane, data in session.data_to_send()] == [
-            (lane, "PING") for lane in range(4)
-        ]
+        pings = {lane: frames_in(data)[0] for lane, data in session.data_to_send()}
+        assert {lane: name for lane, (name, _, _) in pings.items()} == dict.fromkeys(range(6), "PING")
+        before = session.rtt_s
+        for lane in (4, 5):
+            session.receive(lane, encode_frame(frames.PONG, 0, pings[lane][2]), 1000.0)
+        assert session.rtt_s == before
+        session.receive(0, encode_frame(frames.PONG, 0, pings[0][2]), 1000.0)
+        assert session.rtt_s != before
 
     def test_pings_come_every_interval_and_a_silent_peer_is_given_up(self):
         pair = Pair()
@@ -234,8 +239,9 @@ class TestPing:
             session.handle_timer(float(now))
         assert session.state is State.OPEN
 
-    def test_control_alive_but_a_data_lane_dead_is_noticed(self):
-        pair = Pair(lanes=3)
+    @pytest.mark.parametrize("bulk_from", [3, 2, 1])
+    def test_control_alive_but_a_data_lane_dead_is_noticed(self, bulk_from):
+        pair = Pair(lanes=3, bulk_from=bulk_from)
         for step in range(60):
             pair.now = 2.0 + step
             for end, _ in pair.ends():
@@ -248,6 +254,20 @@ class TestPing:
             pair.settle()
         assert isinstance(pair.edge.error, SessionLost)
         assert "lane 2" in str(pair.edge.error)
+
+    def test_a_peer_that_does_not_ping_its_bulk_lanes_is_not_given_up_for_their_silence(self):
+        pair = Pair(lanes=2, bulk_from=1, connect=False)
+        pair.agent.session.mux.pause_lane(1)  # says nothing on it, as before such lanes were pinged
+        pair.settle()
+        pair.edge.session.receive(1, encode_frame(frames.PONG, 0, b"answered once"), pair.now)
+        for step in range(60):
+            pair.now = 2.0 + step
+            for end, _ in pair.ends():
+                due = end.session.next_timer()
+                if due is not None and due <= pair.now:
+                    end.session.handle_timer(pair.now)
+            pair.settle()
+        assert pair.edge.session.state is State.OPEN
 
     def test_a_process_that_stood_still_reads_before_it_gives_the_peer_up(self):
         pair = Pair()
