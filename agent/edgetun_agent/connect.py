@@ -18,7 +18,7 @@ import msgspec
 
 from edgetun_agent.backoff import Backoff
 from edgetun_agent.dialling import AgentSession, Attempt
-from edgetun_agent.endpoints import decide_crowded, decide_endpoint
+from edgetun_agent.endpoints import Failures, decide_crowded, decide_endpoint
 from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
 from edgetun_agent.probe import goes_by
 from edgetun_agent.race import Transport, UdpMemory, Wanted, decide_better, decide_transports
@@ -87,7 +87,8 @@ class Agent:
         self._slots = [_Slot(self, number) for number in range(max(1, sessions))]
         self._tasks: list[asyncio.Task[None]] = []
         self._sessions: list[AgentSession] = []
-        self._failures: dict[Endpoint, int] = {}
+        self._failures = Failures()
+        self._look_again: asyncio.TimerHandle | None = None
         self._udp: dict[Endpoint, UdpMemory] = {}
         self._changed = asyncio.Event()
         self._trouble = ""
@@ -120,14 +121,10 @@ class Agent:
     def update(self, endpoints: Sequence[Endpoint], trust: Trust) -> None:
         """Takes what a renewed enrollment says. A session beside another at one exit node goes to one that is new."""
         if endpoints:
+            self._failures.offered(self.endpoints, endpoints)
             self.endpoints = tuple(endpoints)
         self.trust = trust
-        used = [slot.endpoint for slot in self._slots if slot.endpoint is not None]
-        crowded = decide_crowded(self.endpoints, used, self._failures)
-        for session in reversed(self._sessions):
-            if session.endpoint == crowded and _is_serving(session):
-                session.leave("there is another exit node")
-                return
+        self.spread()
 
     def retry_now(self) -> None:
         """Ends every slot's wait, as when the credential was renewed or the network came back."""
@@ -178,6 +175,9 @@ class Agent:
             pass
 
     async def _stop_slots(self) -> None:
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -203,13 +203,40 @@ class Agent:
     def choose_endpoint(self, slot: _Slot) -> Endpoint:
         """Where a slot connects next."""
         used = [other.endpoint for other in self._slots if other is not slot and other.endpoint is not None]
+        return decide_endpoint(self.endpoints, used, self._failures.counts(monotonic()), self._leaving())
+
+    def spread(self) -> None:
+        """Moves one session that stands beside another at one exit node to one that has none and works.
+
+        Looked at whenever endpoints or sessions are others, and when a failure is long enough ago: no single look can be missed.
+        """
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
+        if self._is_stopping:
+            return
+        # Of the sessions only those that slots hold: one that is being replaced already would leave for nothing.
+        held = [slot.session for slot in self._slots if slot.session is not None]
+        if any(session.leaving_for for session in held):
+            return  # where that one goes is looked at when it is there
+        now = monotonic()
+        used = [slot.endpoint for slot in self._slots if slot.endpoint is not None]
+        crowded = decide_crowded(self.endpoints, used, self._failures.counts(now), self._leaving())
+        for session in sorted(held, key=lambda one: one.opened_at, reverse=True):
+            if session.endpoint == crowded and _is_serving(session):
+                session.leave("there is another exit node")
+                return
+        at = self._failures.next_change(now)
+        if at is not None and self._tasks:
+            self._look_again = asyncio.get_running_loop().call_later(at - now + 0.01, self.spread)
+
+    def _leaving(self) -> set[Endpoint]:
         # Behind an address without a node's name there are others: the region's Service leads to one that stays.
-        leaving = {
+        return {
             session.endpoint
             for session in self._sessions
             if session.endpoint.node and session.is_draining and not session.is_over
         }
-        return decide_endpoint(self.endpoints, used, self._failures, leaving)
 
     def udp(self, endpoint: Endpoint) -> UdpMemory:
         """What is known of UDP to an endpoint."""
@@ -256,7 +283,7 @@ class Agent:
         """A session is up."""
         session = attempt.session
         self._sessions.append(session)
-        self._failures.pop(session.endpoint, None)
+        self._failures.opened(session.endpoint)
         self.counters.sessions_opened += 1
         self.last_error = None
         if attempt.won is not None and attempt.won.beat_quic:
@@ -285,9 +312,8 @@ class Agent:
 
     def failed(self, endpoint: Endpoint, error: EdgetunError) -> None:
         """An attempt came to nothing."""
-        self._failures[endpoint] = self._failures.get(endpoint, 0) + 1
-        if len(self._failures) > 2 * len(self.endpoints):
-            self._failures = {kept: count for kept, count in self._failures.items() if kept in self.endpoints}
+        if endpoint in self.endpoints:
+            self._failures.failed(endpoint, monotonic())
         self.counters.connect_failures += 1
         self.last_error = error
         if not self.is_connected:
@@ -295,6 +321,11 @@ class Agent:
         else:
             log.debug("another session to %s could not be opened: %s", endpoint.host, error)
         self._changed.set()
+
+    def drained(self, endpoint: Endpoint) -> None:
+        """An exit node sent a session away: it is worth another try when it is offered anew, or after a while."""
+        if endpoint.node and endpoint in self.endpoints:
+            self._failures.failed(endpoint, monotonic())
 
     def lost(self, session: AgentSession) -> None:
         """A session that was up ended without having been told to."""
@@ -317,6 +348,7 @@ class Agent:
         self._sessions = [session for session in self._sessions if not session.is_over]
         self._changed.set()
         self.listener.on_sessions_changed(self.sessions)
+        self.spread()
 
     def say_trouble(self, message: str) -> None:
         """Says something once, until it changes or all is well again."""
@@ -355,6 +387,8 @@ class _Slot:
         self.number = number
         self.session_id = secrets.token_hex(16)
         self.endpoint: Endpoint | None = None
+        self.session: AgentSession | None = None
+        """What it holds; none while it connects."""
         self.hurry = asyncio.Event()
         self._backoff = Backoff()
 
@@ -365,7 +399,10 @@ class _Slot:
             session = await self._connect()
             if previous is not None:
                 self._agent.leave_when_done(previous, LEAVE_WITHIN_S, "another session has taken over")
+            self.session = session
+            self._agent.spread()
             previous = await self._hold(session)
+            self.session = None
 
     async def _connect(self) -> AgentSession:
         """A session, however long it takes."""
@@ -402,15 +439,19 @@ class _Slot:
         better = await self._until_over_or_better(session)
         if better is not None:
             agent.leave_when_done(session, LEAVE_WITHIN_S, f"{better.transport} works again")
+            self.session = better
+            agent.spread()
             return await self._hold(better)
         if not session.is_over:
             if session.leaving_for:
                 log.info("opening the session to %s anew: %s", session.endpoint.host, session.leaving_for)
             else:
                 log.info("%s is going away, connecting elsewhere", session.endpoint.host)
+                agent.drained(session.endpoint)
             self.session_id = secrets.token_hex(16)
             return session
         if session.is_draining:
+            agent.drained(session.endpoint)
             return None
         agent.lost(session)
         error = session.error

@@ -85,7 +85,8 @@ class Fleet:
         wanted = tunnel(self.namespace, "shop", self.name)
         wanted["spec"]["origin"]["url"] = origin
         self.apply(wanted)
-        wait_for_condition(self.client, "Tunnel", "shop", self.namespace, "Accepted", "Accepted")
+        # Operator and control have just been started, which takes its time on a busy machine.
+        wait_for_condition(self.client, "Tunnel", "shop", self.namespace, "Accepted", "Accepted", 60)
         self.exit_node = self.start_exit_node("eu", "exit-1", self.http_port, self.tunnel_port)
 
     def start_control(self) -> None:
@@ -176,10 +177,10 @@ def fleet(
             found.start(origin.url, getattr(request, "param", ("eu",)))
             yield found
         finally:
-            if found.control is not None:
-                print([(one["metadata"]["name"], one.get("status")) for one in found.agents()])
-                print(f"exit node said:\n{found.exit_node.said[-3000:]}")
-                print(f"control said:\n{found.control.said[-4000:]}")
+            print([(one["metadata"]["name"], one.get("status")) for one in found.agents()])
+            for name in ("control", "exit_node"):
+                process = getattr(found, name, None)  # the start may have ended before it
+                print(f"{name} said:\n{process.said[-4000:] if process is not None else ''}")
             found.close()
             name = {"name": f"shop.{found.name}.example.com"}
             cluster.client.delete({"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": name})

@@ -12,6 +12,7 @@ import pytest
 
 from edgetun_agent import connect as connect_module
 from edgetun_agent import dialling as dialling_module
+from edgetun_agent import endpoints as endpoints_module
 from edgetun_agent import race as race_module
 from edgetun_agent.connect import Agent
 from edgetun_agent.observe import SessionView, SilentListener
@@ -310,6 +311,82 @@ async def test_a_node_that_drains_and_comes_back_is_used_again(
         await eventually(lambda: len(node.hellos) >= 3)
         node.answer = answer
         await eventually(lambda: agent.is_connected)
+
+
+@pytest.mark.parametrize("withdrawn", ["after it refused", "while it was asked"])
+async def test_an_exit_node_that_refused_a_session_is_used_when_it_is_offered_again(
+    authority: DevelopmentCA, identity: ServerIdentity, withdrawn: str
+) -> None:
+    async with edge(identity, "tls", name="here") as here, edge(identity, "tls", name="back") as back:
+        answer, error = back.answer, Draining("going away")
+        both = here.endpoint(), back.endpoint()
+
+        def refuse(_: Hello) -> Refusal:
+            if withdrawn == "while it was asked":
+                agent.update(both[:1], authority.trust)
+            return Refusal(code=error.presentation.close_code, reason=str(error), retry_after_s=0.01)
+
+        back.answer = refuse
+        async with agent_of(authority, *both) as agent:
+            await eventually(lambda: len(here.open) == len(agent.sessions) == 2)
+            assert back.hellos
+            agent.update(both[:1], authority.trust)
+            back.answer = answer
+            agent.update(both, authority.trust)
+            await eventually(lambda: len(here.open) == len(back.open) == 1)
+            assert agent.counters.reconnects == 0
+
+
+async def test_an_exit_node_that_failed_is_tried_again_after_a_while_though_nobody_says_anything(
+    authority: DevelopmentCA, identity: ServerIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints_module, "LOOK_AGAIN_S", 0.3)
+    async with edge(identity, "tls", name="here") as here, edge(identity, "tls", name="back") as back:
+        port = await back.stop("tls")
+        async with agent_of(authority, here.endpoint(), back.endpoint(tls=port)) as agent:
+            await eventually(lambda: len(here.open) == 2 and len(agent.sessions) == 2)
+            await back.listen("tls", identity, port)
+            await eventually(lambda: len(here.open) == len(back.open) == 1)
+            assert agent.counters.reconnects == 0
+
+
+async def test_an_exit_node_that_is_offered_while_a_session_is_on_its_way_elsewhere_is_not_forgotten(
+    authority: DevelopmentCA, identity: ServerIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with edge(identity, "tls", name="here") as here, edge(identity, "tls", name="new") as new:
+        dead = Endpoint("127.0.0.1", dead_udp_port(), 0, "dead")
+        async with agent_of(authority, here.endpoint()) as agent:
+            await eventually(lambda: len(agent.sessions) == 2)
+            attempt = agent.attempt
+
+            def offered_at_the_worst_time(endpoint: Endpoint, *more: Any) -> Any:
+                if endpoint == here.endpoint() and new.endpoint() not in agent.endpoints:
+                    agent.update((here.endpoint(), new.endpoint()), authority.trust)
+                return attempt(endpoint, *more)
+
+            monkeypatch.setattr(agent, "attempt", offered_at_the_worst_time)
+            # The newest session leaves for one that is not there, and comes back; its old one stands until then.
+            agent.update((here.endpoint(), dead), authority.trust)
+            await eventually(lambda: len(here.open) == len(new.open) == 1)
+            assert agent.counters.reconnects == 0
+
+
+async def test_an_exit_node_that_drains_is_not_gone_back_to_until_it_is_offered_anew(
+    authority: DevelopmentCA, identity: ServerIdentity
+) -> None:
+    async with edge(identity, "tls", name="here") as here, edge(identity, "tls", name="old") as old:
+        both = here.endpoint(), old.endpoint()
+        async with agent_of(authority, *both) as agent:
+            await eventually(lambda: len(here.open) == len(old.open) == 1)
+            old.open[0].drain(5.0, "a new version is being rolled out")
+            await eventually(lambda: len(here.open) == 2 and not old.open)
+            for _ in range(3):
+                agent.update(both, authority.trust)  # control does not know yet
+            await asyncio.sleep(0.2)
+            assert len(old.hellos) == 1
+            agent.update(both[:1], authority.trust)
+            agent.update(both, authority.trust)
+            await eventually(lambda: len(here.open) == len(old.open) == 1)
 
 
 async def test_stopping_lets_requests_end_and_says_goodbye(authority: DevelopmentCA, identity: ServerIdentity) -> None:

@@ -1,4 +1,11 @@
-from edgetun_agent.endpoints import FAILURES_TO_LOOK_ELSEWHERE, decide_crowded, decide_endpoint
+from edgetun_agent.endpoints import (
+    FAILURES_TO_LOOK_ELSEWHERE,
+    LOOK_AGAIN_MOST_S,
+    LOOK_AGAIN_S,
+    Failures,
+    decide_crowded,
+    decide_endpoint,
+)
 from edgetun_core.enrollment import Endpoint
 
 A, B, C = (Endpoint(name, 443, 443) for name in ("a", "b", "c"))
@@ -28,8 +35,47 @@ def test_when_none_works_they_are_tried_in_turn() -> None:
 
 
 def test_a_session_beside_another_goes_to_an_exit_node_that_came_later_and_works() -> None:
-    assert decide_crowded((A, B), (A, A), {}) == A
-    assert decide_crowded((A, B), (A, B), {}) is None
-    assert decide_crowded((A,), (A, A), {}) is None
-    assert decide_crowded((A, B), (A, A), {B: 1}) is None, "one that cannot be reached is not worth leaving for"
-    assert decide_crowded((A, B, C), (B, B), {A: 1}) == B
+    assert decide_crowded((A, B), (A, A), {}, ()) == A
+    assert decide_crowded((A, B), (A, B), {}, ()) is None
+    assert decide_crowded((A,), (A, A), {}, ()) is None
+    assert decide_crowded((A, B), (A, A), {B: 1}, ()) is None, "one that cannot be reached is not worth leaving for"
+    assert decide_crowded((A, B), (A, A), {}, (B,)) is None, "nor one that is going away"
+    assert decide_crowded((A, B, C), (B, B), {A: 1}, ()) == B
+
+
+def test_failures_are_counted_until_a_session_opens() -> None:
+    failures = Failures()
+    failures.failed(A, 0.0)
+    failures.failed(A, 1.0)
+    failures.failed(B, 1.0)
+    assert failures.counts(2.0) == {A: 2, B: 1}
+    failures.opened(A)
+    assert failures.counts(2.0) == {B: 1}
+
+
+def test_what_is_withdrawn_and_offered_anew_has_a_clean_record() -> None:
+    failures = Failures()
+    failures.failed(A, 0.0)
+    failures.failed(B, 0.0)
+    failures.offered((A, B), (A, B, C))
+    assert failures.counts(1.0) == {A: 1, B: 1}, "the same offer again says nothing new"
+    failures.offered((A, B), (B,))
+    assert failures.counts(1.0) == {B: 1}
+    failures.failed(A, 1.0)  # an attempt that was under way
+    failures.offered((B,), (A, B))
+    assert failures.counts(1.0) == {B: 1}
+
+
+def test_a_failure_is_set_aside_after_a_while_and_later_with_every_further_one() -> None:
+    failures = Failures()
+    now = 0.0
+    for count, wait_s in enumerate((LOOK_AGAIN_S, 2 * LOOK_AGAIN_S, 4 * LOOK_AGAIN_S), 1):
+        failures.failed(A, now)
+        assert failures.counts(now + wait_s - 1) == {A: count}
+        assert failures.next_change(now) == now + wait_s
+        now += wait_s
+        assert failures.counts(now) == {}
+        assert failures.next_change(now) is None
+    for _ in range(50):
+        failures.failed(A, now)
+    assert failures.next_change(now) == now + LOOK_AGAIN_MOST_S
