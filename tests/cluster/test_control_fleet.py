@@ -130,8 +130,8 @@ class Fleet:
                 f"--tunnel-address=127.0.0.1:{tunnel_port}",
             )
         )
-        node.line("following control")
-        node.line("agents on")
+        node.line("following control", 60)
+        node.line("agents on", 60)
         return node
 
     def token(self, name: str = "laptops", **spec: Any) -> str:
