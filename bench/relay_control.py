@@ -1,6 +1,6 @@
 """Control and an agent for `relay.py`, in one process: exit nodes follow it without a Kubernetes.
 
-python relay_control.py FOLDER ORIGIN_URL CONTROL_PORT HOLDER_TUNNEL_PORT
+python relay_control.py FOLDER ORIGIN_URL CONTROL_PORT HOLDER_TUNNEL_PORT TRANSPORT
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from support.following import TOKEN, Control, Published
 from support.whole import TUNNEL, credential, snapshot
 
 
-async def run(folder: Path, origin: str, control_port: int, tunnel_port: int) -> None:
+async def run(folder: Path, origin: str, control_port: int, tunnel_port: int, transport: str) -> None:
     ca = DevelopmentCA(folder / "ca")
     obey = snapshot(origin)
     (folder / "ca.pem").write_bytes(ca.ca_pem)
@@ -32,13 +32,13 @@ async def run(folder: Path, origin: str, control_port: int, tunnel_port: int) ->
     await control.start()
     origins = Origins(obey.tunnels, probe=False)
     agent = Agent(
-        endpoints=[Endpoint("127.0.0.1", tunnel_port, 0, "holder", inner_name("pool", "here"))],
+        endpoints=[Endpoint("127.0.0.1", tunnel_port, tunnel_port, "holder", inner_name("pool", "here"))],
         trust=Trust(ca.ca_pem),
         hello=lambda session_id: Hello(
             agent_id="laptop", session_id=session_id, credential=credential(), services=(TUNNEL,)
         ),
         handler=origins,
-        transport="tls",
+        transport=transport,
         sessions=1,
     )
     agent.start()
@@ -51,4 +51,4 @@ async def run(folder: Path, origin: str, control_port: int, tunnel_port: int) ->
 
 
 if __name__ == "__main__":
-    asyncio.run(run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]))
