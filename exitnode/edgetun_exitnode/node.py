@@ -34,7 +34,7 @@ from edgetun_exitnode.front.listening import explain
 from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.servers import Front, serve_http, serve_https
 from edgetun_exitnode.mesh.mesh import Mesh
-from edgetun_exitnode.mesh.ownership import AtOwner, Owners, RelayedEntry
+from edgetun_exitnode.mesh.ownership import AskingOthers, AtOwner, Owners, RelayedEntry
 from edgetun_exitnode.observe.counters import RateMeter, TunnelCounters
 from edgetun_exitnode.pipeline.compression.stage import CompressionStage, Compressor
 from edgetun_exitnode.pipeline.forward import ForwardStage
@@ -215,6 +215,7 @@ class ExitNode:
             handler = cache = self._build_cache(tunnel, route, forward)
         relayed = RelayedEntry(forward, cache, lambda: self.registry.holds(tunnel.id), self._clock)
         if cache is not None:
+            cache.fetch_next = AskingOthers(self, tunnel.id, forward, self.store, self._clock)
             cache.on_invalidated = lambda keys: self._invalidated(tunnel.id, keys)
             cache.elsewhere = AtOwner(
                 self, tunnel.id, forward, relayed, lambda following: self._build_cache(tunnel, route, following)

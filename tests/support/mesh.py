@@ -159,7 +159,7 @@ class Meshed:
         self._stack.push_async_callback(agent.close)
         agent.start()
         wanted = sessions or len(nodes)
-        await eventually(lambda: len(agent.sessions) == wanted)
+        await eventually(lambda: len(agent.sessions) == wanted, 30)
         return agent
 
     async def visitor(self, node: MeshNode) -> Visitor:

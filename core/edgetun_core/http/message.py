@@ -21,7 +21,7 @@ class Relayed(Struct, frozen=True, array_like=True):
     """What one exit node tells another of the visitor whose request it hands on; believed of an exit node only.
 
     `hops` counts the exit nodes behind the first. `port` is 0 where nobody needs it. `version` as in `Peer`. `is_fetch`: the answer
-    goes into the cache of the node that asks, which wants to be told how long it may be used.
+    goes into the cache of the node that asks, which wants to be told how long it may be used. `only_stored`: from what is stored and fresh, or not at all.
     """
 
     hops: int
@@ -30,6 +30,7 @@ class Relayed(Struct, frozen=True, array_like=True):
     version: bytes = b"1.1"
     sni: str = ""
     is_fetch: bool = False
+    only_stored: bool = False
 
 
 class RequestHead:

@@ -166,6 +166,12 @@ class Flight:
         """By which the exit node that owns it is found: the same for GET and HEAD."""
         return self.view.key
 
+    @property
+    def takes_copies(self) -> bool:
+        """Whether a copy that another exit node has stored, and is still fresh there, would do: nobody asked for what is newer."""
+        view = self.view
+        return self.stage.may_store and not (self.is_own or view.is_solo or view.is_head or view.directives is not None)
+
     def cancel(self) -> None:
         """Nobody waits: gives the fetch up."""
         if not self.is_over:

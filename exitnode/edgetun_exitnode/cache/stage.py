@@ -216,6 +216,18 @@ class CacheStage:
             self._views.remember(view)
         return self._open_slowly(view, head, peer, end, client)
 
+    def open_stored(self, head: RequestHead, client: ResponseSink) -> RequestSink | None:
+        """For another exit node that looks for a copy: answers from what is fresh in memory; None when there is nothing, and the client
+        was told nothing."""
+        view = build_view(self, head, self.rule, self._tenant, self._partition, self._query)
+        if not self.may_store or view.bypass or view.is_solo or view.directives is not None:
+            return None
+        entry, _ = self.stored.find(view)
+        now = self.clock()
+        if entry is None or not isinstance(decide_freshness(entry.response.timing, None, now), Fresh):
+            return None
+        return self._answer(entry, view, client, now, "hit", None) or CLOSED
+
     def hit(self, head: RequestHead) -> Entry | None:
         """The fresh entry in one piece that answers a request without a body; whoever takes it pushes `head_now` and `whole`.
 

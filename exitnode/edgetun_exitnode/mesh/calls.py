@@ -4,6 +4,7 @@
     POST /v1/tell                     what changed at the asking node: `Told`
     POST /v1/purge                    takes responses out of the answering node's cache: `Purging` -> `PurgeReport`
     POST /v1/invalidate               keys that an unsafe request made stale: `Invalidated`
+    POST /v1/stored                   which of these keys the answering node could answer by itself: `Wanted` -> `Fresh`
     POST /v1/spend                    what visitors used of their rates: `Spending` -> `Levels`
     GET  /v1/alive                    nothing; that it is answered says enough
 
@@ -21,7 +22,15 @@ import msgspec
 from msgspec import Struct
 
 from edgetun_core.enrollment import UNREADABLE, Endpoint
-from edgetun_core.errors import EdgetunError, LimitExceeded, NotFound, ProtocolError, SessionLost, UpstreamTimeout
+from edgetun_core.errors import (
+    Cancelled,
+    EdgetunError,
+    LimitExceeded,
+    NotFound,
+    ProtocolError,
+    SessionLost,
+    UpstreamTimeout,
+)
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
 from edgetun_core.purge import PurgeOrder, PurgeReport
@@ -31,6 +40,7 @@ HOLDERS: Final = b"/v1/holders"
 TELL: Final = b"/v1/tell"
 PURGE: Final = b"/v1/purge"
 INVALIDATE: Final = b"/v1/invalidate"
+STORED: Final = b"/v1/stored"
 SPEND: Final = b"/v1/spend"
 ALIVE: Final = b"/v1/alive"
 MAX_BODY_BYTES: Final = 2 * 1024 * 1024
@@ -80,6 +90,18 @@ class Invalidated(Struct, frozen=True, omit_defaults=True):
     """Cache keys (as this version builds them; another version's are no harm)."""
 
     keys: tuple[bytes, ...] = ()
+
+
+class Wanted(Struct, frozen=True, omit_defaults=True):
+    """Cache keys of which a node looks for copies."""
+
+    keys: tuple[bytes, ...] = ()
+
+
+class Fresh(Struct, frozen=True, omit_defaults=True):
+    """For each of the keys asked for, in their order, for how many seconds the answering node may use what it has stored; 0: nothing."""
+
+    fresh_s: tuple[float, ...] = ()
 
 
 class Spending(Struct, frozen=True, omit_defaults=True):
@@ -225,6 +247,9 @@ async def call(session: Handler, method: bytes, target: bytes, body: bytes = b""
     except TimeoutError:
         sink.reset(SessionLost("no answer in time"))
         raise UpstreamTimeout("the exit node did not answer in time") from None
+    except asyncio.CancelledError:
+        sink.reset(Cancelled("nobody waits for the answer any more"))
+        raise
 
 
 async def ask_holders(session: Handler, tunnel: str) -> HoldersAnswer:
@@ -245,6 +270,11 @@ async def send_purge(session: Handler, purging: Purging) -> PurgeReport:
 async def send_spending(session: Handler, spending: Spending) -> Levels:
     """Tells what visitors used here, and hears what is left. Raises `EdgetunError`."""
     return read(await call(session, b"POST", SPEND, msgspec.json.encode(spending)), Levels)
+
+
+async def ask_stored(session: Handler, wanted: Wanted) -> Fresh:
+    """Asks a peer what it has stored. Raises `EdgetunError`."""
+    return read(await call(session, b"POST", STORED, msgspec.json.encode(wanted)), Fresh)
 
 
 def send_invalidated(session: Handler, keys: Iterable[bytes]) -> None:

@@ -20,9 +20,8 @@ from edgetun_core import __version__
 from edgetun_core.control_stream import Peers
 from edgetun_core.control_stream.messages import MOST_TUNNELS_PER_MESSAGE
 from edgetun_core.enrollment import Endpoint
-from edgetun_core.errors import AuthError, Draining, EdgetunError, NoSession, NotFound, SessionLost, UpstreamUnreachable
+from edgetun_core.errors import AuthError, Draining, EdgetunError, NotFound, SessionLost, UpstreamUnreachable
 from edgetun_core.fleet_identity import ExitNodeName, PeerContexts, exit_node_of
-from edgetun_core.memo import Memo
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.purge import PurgeOrder, PurgeReport
 from edgetun_core.transport.link import Link, LinkUser
@@ -39,6 +38,7 @@ from edgetun_exitnode.mesh.calls import (
     MOST_HOLDERS,
     PURGE,
     SPEND,
+    STORED,
     TELL,
     Holder,
     HoldersAnswer,
@@ -46,6 +46,7 @@ from edgetun_exitnode.mesh.calls import (
     Purging,
     Spending,
     Told,
+    Wanted,
     ask_holders,
     call,
     read,
@@ -54,12 +55,16 @@ from edgetun_exitnode.mesh.calls import (
     unknown_call,
 )
 from edgetun_exitnode.mesh.holders import Holders
+from edgetun_exitnode.mesh.lateness import TICK_S, Lateness
+from edgetun_exitnode.mesh.links import Accepted, Dialled
 from edgetun_exitnode.mesh.outliers import SLOW_S, Outliers
 from edgetun_exitnode.mesh.ownership import rank_owners
 from edgetun_exitnode.mesh.peer import Peer
 from edgetun_exitnode.mesh.purging import Spreading
+from edgetun_exitnode.mesh.remote import Remote
 from edgetun_exitnode.mesh.serving import Serving, Tunnels
 from edgetun_exitnode.mesh.sharing import Sharing
+from edgetun_exitnode.mesh.siblings import Siblings
 from edgetun_exitnode.pipeline.forward import Session
 from edgetun_exitnode.pipeline.limits import RateLimit
 
@@ -78,7 +83,6 @@ TELL_S: Final = 0.05
 PROBE_S: Final = 1.0
 ACTIVE_S: Final = 10.0
 """How long after its last exchange a peer is still probed."""
-TICK_S: Final = 0.05
 LAGGING_S: Final = 0.2
 """A node whose own loop was late by more judges nobody: it could not tell a slow peer from its own slowness."""
 FORGET_AFTER: Final = 4
@@ -121,10 +125,11 @@ class Mesh:
         self._store = store
         self.purging = Spreading(self, purge)
         self.sharing = Sharing(self, rates)
+        self.siblings = Siblings(self, store)
         self._stale: dict[str, dict[bytes, None]] = {}
         """Keys that their owners are to be told are stale, by owner."""
         self._wake = wake
-        self.clock = clock
+        self.clock: Callable[[], float] = clock
         self._held = held
         self._holds = holds
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - which peers are asked is no secret
@@ -223,16 +228,16 @@ class Mesh:
         return not self.is_draining and self._holds(tunnel)
 
     def invalidated(self, tunnel: str, keys: list[bytes]) -> None:
-        """An unsafe request made these keys stale: their owners must not answer with what they hold."""
+        """An unsafe request made these keys stale: their owners must not answer with what they hold, nor who owns them next with copies."""
         candidates = self.remote(tunnel).candidates()
         if not candidates:
             return
         if not self._stale:
             asyncio.get_running_loop().call_soon(self._tell_stale)
         for key in keys:
-            owner = rank_owners(key, candidates)[0]
-            if owner != str(self.name):
-                self._stale.setdefault(owner, {})[key] = None
+            for owner in rank_owners(key, candidates)[:2]:
+                if owner != str(self.name):
+                    self._stale.setdefault(owner, {})[key] = None
 
     def _tell_stale(self) -> None:
         stale, self._stale = self._stale, {}
@@ -318,6 +323,10 @@ class Mesh:
     def _linked(self) -> list[Peer]:
         return [peer for peer in self._peers.values() if peer.runners]
 
+    def nodes_to_ask(self) -> list[str]:
+        """Peers that may know or have what this node lacks."""
+        return self._some_peers(MOST_ASKED)
+
     def _some_peers(self, most: int) -> list[str]:
         """Peers to ask: those we have sessions with first, then any."""
         linked = [peer.name for peer in self._linked()]
@@ -392,6 +401,8 @@ class Mesh:
             return b""
         if path == PURGE:
             return msgspec.json.encode(self.purging.take(node, read(body, Purging)))
+        if path == STORED:
+            return msgspec.json.encode(self.siblings.answer(read(body, Wanted)))
         if path == SPEND:
             return msgspec.json.encode(self.sharing.take(read(body, Spending)))
         if path == ALIVE:
@@ -442,7 +453,7 @@ class Mesh:
         relay = self.holders.peers[peer.name]
         opened: asyncio.Future[SessionRunner] = asyncio.get_running_loop().create_future()
         opened.add_done_callback(lambda done: done.cancelled() or done.exception())
-        listener = _Dialled(self, peer, opened)
+        listener = Dialled(self, peer, opened)
         hello = Hello(agent_id=str(self.name), software=f"edgetun/{__version__}", features=(FEATURE,))
         runner = SessionRunner.dialling(hello, Serving(self._tunnels, self.answer, peer.name), listener)
         try:
@@ -474,7 +485,7 @@ class Mesh:
 
     def _accept(self) -> LinkUser:
         serving = Serving(self._tunnels, self.answer, "")
-        return SessionRunner.accepting(self._decide, serving, _Accepted(self, serving))
+        return SessionRunner.accepting(self._decide, serving, Accepted(self, serving))
 
     def _decide(self, hello: Hello, link: Link) -> Welcome | Refusal:
         name = self.who(link)
@@ -576,7 +587,7 @@ class Mesh:
             runner = await self._reach(peer)
             if runner is None:
                 return  # a failed dial has its own consequences
-            own = _Lateness(self.clock)
+            own = Lateness(self.clock)
             watching = asyncio.create_task(own.watch(), name="watch the clock")
             began = self.clock()
             peer.probes += 1
@@ -621,205 +632,6 @@ class Mesh:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
-
-
-class _Lateness:
-    """How late this node's own loop is, at its worst, while somebody watches: what a peer is not to be blamed for."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.late_s = 0.0
-        self._clock = clock
-        self._at = clock()
-
-    async def watch(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = self._clock()
-            self.late_s = max(self.late_s, now - self._at - TICK_S)
-            self._at = now
-
-
-class Remote:
-    """The exit nodes that hold one tunnel; see `pipeline.forward.Remote`."""
-
-    __slots__ = (
-        "_candidates",
-        "_elsewhere",
-        "_epoch",
-        "_mesh",
-        "_nodes",
-        "_nodes_before",
-        "_tunnel",
-        "_until",
-        "_was_held",
-    )
-
-    def __init__(self, mesh: Mesh, tunnel: str) -> None:
-        self._mesh = mesh
-        self._tunnel = tunnel
-        self._nodes: list[Peer] = []
-        self._epoch = -1
-        self._until = 0.0
-        self._was_held = False
-        self._nodes_before: list[Peer] | None = None
-        self._candidates: tuple[str, ...] = ()
-        self._elsewhere: Memo[bytes, bool] = Memo(4096)
-
-    def is_elsewhere(self, key: bytes) -> bool:
-        """See `ownership.Owners`. Kept for as long as the same nodes hold the tunnel."""
-        candidates = self.candidates()
-        if not candidates:
-            return False
-        found = self._elsewhere.get(key)
-        if found is None:
-            found = rank_owners(key, candidates)[0] != str(self._mesh.name)
-            self._elsewhere.put(key, found)
-        return found
-
-    def owner(self, key: bytes) -> OwnerRemote:
-        """The way to the owner of a key."""
-        return OwnerRemote(self._mesh, self._tunnel, key)
-
-    def candidates(self) -> tuple[str, ...]:
-        """Who may own keys: the peers that hold the tunnel, and this node when it does; nobody while this node is the only one."""
-        mesh = self._mesh
-        nodes = self._present()
-        is_held = mesh.holds(self._tunnel)
-        if self._candidates and nodes is self._nodes_before and is_held == self._was_held:
-            return self._candidates
-        self._nodes_before, self._was_held = nodes, is_held
-        names = [peer.name for peer in nodes]
-        if is_held and names:
-            names.append(str(mesh.name))
-        if tuple(names) != self._candidates:
-            self._candidates = tuple(names)
-            self._elsewhere = Memo(4096)
-        return self._candidates
-
-    def pick(self, avoid: Session | None, sender: str) -> Session | None:
-        mesh = self._mesh
-        best: SessionRunner | None = None
-        for peer in self._present():
-            runner = peer.runner
-            if peer.name == sender:
-                continue
-            if runner is None:
-                if mesh.dial(peer):
-                    peer.wanted_for.add(self._tunnel)
-            elif runner is not avoid and (best is None or runner.in_flight < best.in_flight):
-                best = runner
-        if best is None and not self._is_dialling():
-            mesh.ask(self._tunnel)
-        return best
-
-    @property
-    def is_hopeful(self) -> bool:
-        return self._mesh.is_asking(self._tunnel) or self._is_dialling()
-
-    def failed(self, session: Session, error: EdgetunError) -> None:
-        peer = self._mesh.peer_of(session)
-        if peer is not None and isinstance(error, NoSession):
-            self._mesh.holders.deny(self._tunnel, peer.name, self._mesh.clock())
-        elif peer is not None and isinstance(error, Draining):
-            self._mesh.takes_no_more(peer, session)  # type: ignore[arg-type]
-
-    def _is_dialling(self) -> bool:
-        return any(peer.dialling is not None for peer in self._present())
-
-    def _present(self) -> list[Peer]:
-        mesh = self._mesh
-        now = mesh.clock()
-        if self._epoch != mesh.holders.epoch or now > self._until:
-            self._epoch = mesh.holders.epoch
-            self._until = now + 1.0
-            nodes = mesh.outliers.usable(mesh.holders.holders(self._tunnel, now))
-            self._nodes = [mesh.peer(node) for node in nodes]
-        return self._nodes
-
-
-class OwnerRemote:
-    """The way to the exit node that owns one key; to the next when that cannot be reached. For one fetch."""
-
-    __slots__ = ("_key", "_mesh", "_tunnel", "is_hopeful")
-
-    def __init__(self, mesh: Mesh, tunnel: str, key: bytes) -> None:
-        self._mesh = mesh
-        self._tunnel = tunnel
-        self._key = key
-        self.is_hopeful = False
-        """The one to ask is being dialled."""
-
-    def pick(self, avoid: Session | None, sender: str) -> Session | None:
-        mesh, own = self._mesh, str(self._mesh.name)
-        self.is_hopeful = False
-        for node in rank_owners(self._key, mesh.remote(self._tunnel).candidates()):
-            if node == own:
-                return None
-            peer = mesh.peer(node)
-            runner = peer.runner
-            if runner is None:
-                if mesh.dial(peer):
-                    peer.wanted_for.add(self._tunnel)
-                    self.is_hopeful = True
-                    return None
-            elif runner is not avoid:
-                return runner
-        return None
-
-    def failed(self, session: Session, error: EdgetunError) -> None:
-        self._mesh.remote(self._tunnel).failed(session, error)
-
-
-class _Accepted:
-    """Hears of a session that another exit node opened."""
-
-    def __init__(self, mesh: Mesh, serving: Serving) -> None:
-        self._mesh = mesh
-        self._serving = serving
-        self._peer: Peer | None = None
-
-    def on_session_open(self, runner: SessionRunner) -> None:
-        name = self._mesh.who(runner.link)
-        if name is None:
-            runner.close(AuthError("not an exit node of this pool"))
-            return
-        self._serving.sender = str(name)
-        self._peer = self._mesh.peer(str(name))
-        self._mesh.opened(self._peer, runner, False)
-
-    def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
-        if self._peer is not None:
-            self._mesh.takes_no_more(self._peer, runner)
-
-    def on_session_closed(self, runner: SessionRunner, error: EdgetunError | None) -> None:
-        if self._peer is not None:
-            self._mesh.closed(self._peer, runner, error)
-
-
-class _Dialled:
-    """Hears of a session that this node opened."""
-
-    def __init__(self, mesh: Mesh, peer: Peer, opened: asyncio.Future[SessionRunner]) -> None:
-        self._mesh = mesh
-        self._peer = peer
-        self._opened = opened
-
-    def on_session_open(self, runner: SessionRunner) -> None:
-        name = self._mesh.who(runner.link)
-        if str(name) != self._peer.name:
-            runner.close(AuthError(f"at the address of exit node {self._peer.name} is {name or 'another'}"))
-            return
-        self._mesh.opened(self._peer, runner, True)
-        if not self._opened.done():
-            self._opened.set_result(runner)
-
-    def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
-        self._mesh.takes_no_more(self._peer, runner)
-
-    def on_session_closed(self, runner: SessionRunner, error: EdgetunError | None) -> None:
-        self._mesh.closed(self._peer, runner, error)
-        if not self._opened.done():
-            self._opened.set_exception(error or SessionLost("the exit node closed the session"))
 
 
 def _refuse(error: EdgetunError) -> Refusal:

@@ -2,7 +2,8 @@
 
 A key's owner is the first by rendezvous hashing among the nodes that hold a session of the tunnel, so that nodes that know the same
 holders agree without a word, and a holder that goes moves its keys and no others. The owner's cache collapses what all nodes
-ask; the node at which a visitor is caches too, for as long as the owner may.
+ask; the node at which a visitor is caches too, for as long as the owner may. So a node that has just become an owner looks for a
+copy at the others before it asks the laptop (siblings.py).
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Protocol, cast
 
-from edgetun_core.errors import EdgetunError
-from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
+from edgetun_core.errors import Cancelled, EdgetunError, NoSession
+from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, Relayed, RequestHead, ResponseHead
 from edgetun_exitnode.cache.freshness import Told, current_age_s
 from edgetun_exitnode.cache.response import StoredResponse
 from edgetun_exitnode.cache.stage import CacheStage
+from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.cache.stored import RETRY_S
 from edgetun_exitnode.pipeline.forward import FetchClient, ForwardStage, Remote
-from edgetun_exitnode.pipeline.relaying import RelayedPeer, with_told
+from edgetun_exitnode.pipeline.relaying import RelayedPeer, build_relayed_head, take_told, with_told
 
 
 def rank_owners(key: bytes, nodes: Iterable[str]) -> list[str]:
@@ -39,6 +41,12 @@ class Owners(Protocol):
 
     def owner(self, key: bytes) -> Remote:
         """The way to it."""
+
+    def has_moved(self, key: bytes) -> bool:
+        """Whether another node owned the key until lately, or still does by what this one knows: then others may have copies."""
+
+    def find_copy(self, key: bytes, found: Callable[[Handler | None], None]) -> None:
+        """Looks for a node that has a fresh copy; calls back once, perhaps at once, with the session to it or None."""
 
 
 class OwnersOf(Protocol):
@@ -101,6 +109,128 @@ class _Home:
         return self._entry.open(head, RelayedPeer(own, peer.scheme, ""), end, client)
 
 
+class AskingOthers:
+    """Where a route's own stage fetches: from the origin, or a copy from another exit node where the key was another's until lately."""
+
+    def __init__(
+        self, nodes: OwnersOf, tunnel: str, forward: ForwardStage, store: Store, clock: Callable[[], float]
+    ) -> None:
+        self._nodes = nodes
+        self.tunnel = tunnel
+        self.forward = forward
+        self.store = store
+        self.clock = clock
+
+    def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        flight = cast("FetchClient", client)
+        owners = self._nodes.owners(self.tunnel)
+        if owners is None or not flight.takes_copies or not owners.has_moved(flight.owned_key):
+            return self.forward.open(head, peer, end, client)
+        copy = _Copy(self, head, peer, flight)
+        owners.find_copy(flight.owned_key, copy.found)
+        return copy
+
+
+class _Copy:
+    """A fetch that looks for a copy first, and goes to the origin when there is none that may be used."""
+
+    __slots__ = ("_client", "_head", "_is_answering", "_is_over", "_is_paused", "_peer", "_sink", "_stage")
+
+    def __init__(self, stage: AskingOthers, head: RequestHead, peer: Peer, client: FetchClient) -> None:
+        self._stage = stage
+        self._head = head
+        self._peer = peer
+        self._client = client
+        self._sink: RequestSink | None = None
+        self._is_paused = False
+        self._is_answering = False
+        self._is_over = False
+        """Nobody waits any more, or the origin is asked."""
+
+    def found(self, session: Handler | None) -> None:
+        if self._is_over:
+            return
+        if session is None:
+            self._go_on()
+            return
+        head = build_relayed_head(self._head, self._peer, self._stage.tunnel, is_fetch=True, only_stored=True)
+        sink = session.open(head, self._peer, True, self)
+        if not self._is_over:
+            self._take(sink)
+
+    def _take(self, sink: RequestSink) -> None:
+        self._sink = sink
+        if self._is_paused:
+            sink.pause_response()
+
+    def _go_on(self) -> None:
+        """To the origin, from which the client hears without a detour."""
+        self._is_over = True
+        self._take(self._stage.forward.open(self._head, self._peer, True, self._client))
+
+    def _is_usable(self, told: Told | None) -> bool:
+        """A copy of before the key was last made stale is none, though it is fresh where it is."""
+        stage = self._stage
+        if told is None or told.fresh_s <= 0:
+            return False
+        return stage.clock() - told.age_s > stage.store.invalidated_at(self._client.owned_key, stage.tunnel)
+
+    # From the node with the copy.
+
+    def on_interim(self, head: ResponseHead) -> None: ...
+
+    def on_head(self, head: ResponseHead, end: bool) -> None:
+        told, head = take_told(head)
+        if not self._is_usable(told):
+            sink, self._sink = self._sink, None
+            if sink is not None:
+                sink.reset(Cancelled("the copy may not be used"))
+            self._go_on()
+            return
+        assert told is not None
+        self._is_answering = True
+        self._client.owner_says(told)
+        self._client.on_head(head, end)
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        if self._is_answering:
+            self._client.on_data(data, end)
+
+    def on_trailers(self, fields: Fields) -> None:
+        if self._is_answering:
+            self._client.on_trailers(fields)
+
+    def on_reset(self, error: EdgetunError) -> None:
+        if self._is_answering:
+            self._client.on_reset(error)
+        elif not self._is_over:
+            self._sink = None
+            self._go_on()
+
+    def pause_request(self) -> None: ...
+    def resume_request(self) -> None: ...
+
+    # From the flight.
+
+    def send_data(self, data: bytes, end: bool) -> None: ...
+    def send_trailers(self, fields: Fields) -> None: ...
+
+    def reset(self, error: EdgetunError) -> None:
+        self._is_over = True
+        if self._sink is not None:
+            self._sink.reset(error)
+
+    def pause_response(self) -> None:
+        self._is_paused = True
+        if self._sink is not None:
+            self._sink.pause_response()
+
+    def resume_response(self) -> None:
+        self._is_paused = False
+        if self._sink is not None:
+            self._sink.resume_response()
+
+
 class RelayedEntry:
     """Where the requests that other exit nodes hand on enter a route: its cache, while this node holds a session of the tunnel.
 
@@ -118,6 +248,11 @@ class RelayedEntry:
         self._clock = clock
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
+        if isinstance(peer, RelayedPeer) and peer.only_stored:
+            sink = self._cache.open_stored(head, _Telling(client, self._clock)) if self._cache is not None else None
+            if sink is None:
+                client.on_reset(NoSession("this exit node has no copy that is fresh"))
+            return sink or CLOSED
         if self._cache is None or not self._holds():
             return self._forward.open(head, peer, end, client)
         if isinstance(peer, RelayedPeer) and peer.is_fetch:

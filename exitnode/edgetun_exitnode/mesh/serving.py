@@ -69,7 +69,7 @@ class Serving:
         relayed = head.relayed
         if relayed is None:
             raise ProtocolError("an exit node's request says nothing of its visitor")
-        if relayed.hops > MAX_HOPS:
+        if relayed.hops > MAX_HOPS and not relayed.only_stored:
             raise LoopDetected(f"the request passed {relayed.hops} exit nodes")
         table = self._tunnels.table
         plan = table.plans.get(head.service)

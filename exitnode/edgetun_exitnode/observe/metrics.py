@@ -43,6 +43,10 @@ def _mesh(mesh: Mesh) -> Iterator[Metric]:
     yield _gauge("edgetun_mesh_links", "Sessions with other exit nodes open now.", mesh.links)
     yield _counter("edgetun_mesh_dials_failed", "Exit nodes that could not be reached.", mesh.dials_failed)
     yield _counter("edgetun_mesh_asked", "Rounds of asking who holds a tunnel.", mesh.asked_total)
+    yield _counter(
+        "edgetun_mesh_copies_wanted", "Keys that others were asked for copies of.", mesh.siblings.asked_total
+    )
+    yield _counter("edgetun_mesh_copies_found", "Copies that others had.", mesh.siblings.found_total)
     yield _gauge("edgetun_mesh_outliers", "Exit nodes that are left out now: failing, or slow.", len(mesh.outliers.out))
     yield _counter("edgetun_mesh_ejections", "Times that an exit node was left out.", mesh.outliers.ejected_total)
     yield _counter(

@@ -72,6 +72,10 @@ class FetchClient(ResponseSink, Protocol):
     def owned_key(self) -> bytes:
         """By which the owner is found."""
 
+    @property
+    def takes_copies(self) -> bool:
+        """Whether what another exit node has stored and may still use would do."""
+
     def owner_says(self, told: Told) -> None:
         """What the owner says of the response whose head comes next."""
 

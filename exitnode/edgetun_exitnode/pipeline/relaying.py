@@ -22,14 +22,15 @@ MAX_TOLD_S: Final = 2.0**31
 
 
 class RelayedPeer(Peer):
-    """A visitor of another exit node. `hops` and `is_fetch` as in `Relayed`, `sender` is the node that handed the request on."""
+    """A visitor of another exit node. `hops`, `is_fetch` and `only_stored` as in `Relayed`, `sender` is the node that handed the request on."""
 
-    __slots__ = ("hops", "is_fetch", "sender")
+    __slots__ = ("hops", "is_fetch", "only_stored", "sender")
 
     def __init__(self, relayed: Relayed, scheme: bytes, sender: str) -> None:
         super().__init__(relayed.address, relayed.port, scheme, relayed.version, relayed.sni)
         self.hops = relayed.hops
         self.is_fetch = relayed.is_fetch
+        self.only_stored = relayed.only_stored
         self.sender = sender
 
 
@@ -38,7 +39,9 @@ def hops_of(peer: Peer) -> int:
     return peer.hops if isinstance(peer, RelayedPeer) else 0
 
 
-def build_relayed_head(head: RequestHead, peer: Peer, tunnel_id: str, *, is_fetch: bool) -> RequestHead:
+def build_relayed_head(
+    head: RequestHead, peer: Peer, tunnel_id: str, *, is_fetch: bool, only_stored: bool = False
+) -> RequestHead:
     """The head for another exit node."""
     # The port would make every connection's head another one; only what is no HTTP asks for it.
     port = peer.port if head.protocol is not None else 0
@@ -50,7 +53,7 @@ def build_relayed_head(head: RequestHead, peer: Peer, tunnel_id: str, *, is_fetc
         head.fields,
         head.protocol,
         tunnel_id,
-        Relayed(hops_of(peer) + 1, peer.address, port, peer.version, peer.sni, is_fetch),
+        Relayed(hops_of(peer) + 1, peer.address, port, peer.version, peer.sni, is_fetch, only_stored),
     )
 
 

@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from edgetun_core.enrollment import Endpoint
-from edgetun_core.fleet_identity import inner_name
 from edgetun_exitnode.mesh import outliers
-from support.following import TOKEN
-from support.mesh import ADDRESS, Meshed, meshed
+from support.mesh import Meshed, meshed
+from support.node_process import node_process
 from support.origin_server import answering, response, scripted_origin
 from support.waiting import eventually
 from support.whole import HOST, snapshot
-
-
-class NodeProcess:
-    """`edgetun-exitnode` on its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process, name: str, endpoint: Endpoint) -> None:
-        self.process, self.name, self.endpoint = process, f"pool/here/{name}", endpoint
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-
-def folder_of(node: Path, scene: Meshed) -> Path:
-    node.mkdir()
-    (node / "token").write_text(TOKEN)
-    (node / "ca.pem").write_bytes(scene.control.ca.ca_pem)
-    return node
-
-
-@asynccontextmanager
-async def node_process(scene: Meshed, folder: Path, name: str) -> AsyncIterator[NodeProcess]:
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).parent / "edgetun-exitnode",
-        *("--control", scene.control.url, "--control-ca", str(folder / "ca.pem")),
-        *("--control-token-file", str(folder / "token"), "--pool", "pool", "--region", "here", "--name", name),
-        *("--state", str(folder / "state"), "--listen", ADDRESS, "--http-port", "0", "--https-port", "-1"),
-        *("--tunnel-port", "0", "--relay-host", ADDRESS, "--relay-port", "0", "--quic-engine", "none", "--drain", "1s"),
-        stderr=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-    )
-    said = ""
-    reading: asyncio.Task[bytes] | None = None
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(30):
-            while (found := re.search(r"agents on \S+ TCP (\d+)", said)) is None:
-                said += (await process.stderr.readline()).decode()
-        reading = asyncio.create_task(process.stderr.read())
-        yield NodeProcess(process, name, Endpoint(ADDRESS, int(found[1]), 0, name, inner_name("pool", "here")))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-        if reading is not None:
-            await reading
-        await process.wait()
 
 
 async def test_a_node_that_stands_still_is_left_out_within_seconds_and_taken_back_when_it_lives(
@@ -80,7 +23,7 @@ async def test_a_node_that_stands_still_is_left_out_within_seconds_and_taken_bac
     async with (
         scripted_origin(answering(response())) as origin,
         meshed(tmp_path, snapshot(origin.url), 2) as scene,
-        node_process(scene, folder_of(tmp_path / "process", scene), "still") as still,
+        node_process(scene.control, tmp_path / "process", "still") as still,
     ):
         here, other = scene.nodes
         await eventually(lambda: still.name in here.mesh.holders.peers)

@@ -1,4 +1,4 @@
-"""A crowd over five exit nodes reaches the laptop as one request per lifetime, also while the owner dies."""
+"""A crowd over five exit nodes, each a process of its own, reaches the laptop as one request per lifetime, also while the owner dies."""
 
 from __future__ import annotations
 
@@ -9,112 +9,161 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+import msgspec
 
+import support.crowds
 from edgetun_core.process import raise_open_files_limit
 from edgetun_core.snapshot import CacheRule, CollapseRule
+from edgetun_exitnode.cache.key import build_key
 from edgetun_exitnode.mesh.ownership import rank_owners
-from support.mesh import Meshed, MeshNode, meshed
+from support.mesh import Meshed, meshed
+from support.node_process import NodeProcess, node_process
 from support.origin_server import ScriptedConnection, scripted_origin
 from support.requirements import missing
+from support.visitors import Answer, Visitor
 from support.waiting import eventually
-from support.whole import HOST, snapshot
+from support.whole import HOST, TUNNEL, snapshot
 
-VISITORS = int(os.environ.get("EDGETUN_FLEET_VISITORS", "2000"))
-"""All five nodes, control, the agent and the laptop share one event loop here. Two thousand leave it air to breathe on a busy machine;
-with EDGETUN_FLEET_VISITORS=10000 on a quiet one it is the whole crowd."""
+VISITORS = int(os.environ.get("EDGETUN_FLEET_VISITORS", "3000"))
+"""Of each crowd. With 10000 on a quiet machine it is the whole one."""
 SPARE_FILES = 2_000
-NODES = 5
+NODES, HOLDERS = 5, 3
 TTL_S = 1.0
 CROWD_S = 1.5
 
 
-Result = dict[str, Any]
-"""What `edgetun load --json` prints."""
+class Laptop:
+    """Answers with the number of the request, after a moment; remembers when it was asked for what."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, list[float]] = {}
+
+    async def serve(self, connection: ScriptedConnection) -> None:
+        while head := await connection.request():
+            times = self.asked.setdefault(head.split(b" ", 2)[1].decode(), [])
+            times.append(time.monotonic())
+            body = b"%d" % len(times)
+            await asyncio.sleep(0.05)
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
 @asynccontextmanager
-async def crowd(node: MeshNode, visitors: int) -> AsyncIterator[asyncio.Task[Result]]:
-    """Visitors of one node, in a process of their own; the task ends with how many got which status."""
+async def crowd(path: str, visitors: int, ports: list[int]) -> AsyncIterator[asyncio.Task[dict[str, Any]]]:
+    """So many visitors at each of the ports, on their way when this is entered; the task ends with what they got, by port."""
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).parent / "edgetun",
-        *("load", f"http://{HOST}/page", "--connect", f"127.0.0.1:{node.http}", "--i-own-this-host", "--json"),
-        *("--visitors", str(visitors), "--within", f"{CROWD_S}s", "--timeout", "30s"),
+        sys.executable,
+        *("-P", support.crowds.__file__, f"http://{HOST}{path}", str(visitors), str(CROWD_S), *map(str, ports)),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
     )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        assert await process.stdout.readline() == b"ready\n"
+    task = asyncio.create_task(process.communicate(b"go\n"))
 
-    async def result() -> Result:
-        out, _ = await process.communicate()
+    async def result() -> dict[str, Any]:
+        out, _ = await task
         return json.loads(out) if out else {}  # nothing came of it when it was ended
 
-    task = asyncio.create_task(result())
+    found = asyncio.create_task(result())
     try:
-        yield task
+        yield found
     finally:
         if process.returncode is None:
             process.kill()
-        await asyncio.wait((task,))
+        await asyncio.wait((found,))
 
 
-@pytest.mark.parametrize("dies", [False, True], ids=["all live", "the owner dies"])
-async def test_a_crowd_over_five_nodes_is_one_request_per_lifetime(tmp_path: Path, dies: bool) -> None:
+async def ask(node: NodeProcess, path: str) -> Answer:
+    visitor = await Visitor.to(node.http)
+    visitor.timeout_s = 30
+    try:
+        return await visitor.ask(path, host=HOST)
+    finally:
+        await visitor.close()
+
+
+async def agree(nodes: list[NodeProcess], laptop: Laptop) -> None:
+    """Waits until all nodes know the same holders: what all ask for at once is one request, for a dozen paths in a row."""
+    in_a_row = 0
+    async with asyncio.timeout(60):
+        for number in itertools.count():
+            path = f"/warm/{number}"
+            answers = await asyncio.gather(*(ask(node, path) for node in nodes))
+            assert {answer.status for answer in answers} == {200}
+            in_a_row = in_a_row + 1 if len(laptop.asked[path]) == 1 else 0
+            if in_a_row == 12:
+                return
+
+
+def owner_of(path: str, url: str, holders: list[NodeProcess]) -> NodeProcess:
+    key = build_key(TUNNEL.encode(), b"http", HOST.encode(), path.encode(), f"main {url}".encode())
+    first = rank_owners(key, [node.name for node in holders])[0]
+    return next(node for node in holders if node.name == first)
+
+
+async def kill_when_answered(owner: NodeProcess, witness: NodeProcess, path: str, asked: list[float]) -> None:
+    """Kills the owner in the middle of a lifetime: the last answer is with the others, and will be fresh for a while."""
+    async with asyncio.timeout(60):
+        while True:
+            body = (await ask(witness, path)).body
+            if asked and body == b"%d" % len(asked) and time.monotonic() - asked[-1] < TTL_S / 2:
+                break
+            await asyncio.sleep(0.02)
+    await owner.kill()
+
+
+def early(asked: list[float]) -> list[float]:
+    """Requests that came before the answer before them was old."""
+    return [round(later - asked[0], 3) for before, later in itertools.pairwise(asked) if later - before < TTL_S]
+
+
+async def send_crowd(
+    path: str,
+    nodes: list[NodeProcess],
+    laptop: Laptop,
+    dies: NodeProcess | None = None,
+    witness: NodeProcess | None = None,
+) -> None:
+    """Every visitor of a node that lives is answered, and the laptop is asked once per lifetime."""
+    each = VISITORS // NODES
+    asked = laptop.asked.setdefault(path, [])
+    async with crowd(path, each, [node.http for node in nodes]) as visitors:
+        if dies is not None:
+            assert witness is not None
+            await kill_when_answered(dies, witness, path, asked)
+        got = await asyncio.wait_for(visitors, 120)
+    for node in nodes:
+        if node is not dies:
+            assert got[str(node.http)] == {"statuses": {"200": each}, "errors": {}, "examples": {}}
+    assert not early(asked), [round(at - asked[0], 3) for at in asked]
+    assert sum(at - asked[0] < 2 * TTL_S for at in asked) <= 2
+    assert asked
+
+
+async def test_a_crowd_over_five_nodes_is_one_request_per_lifetime_also_while_the_owner_dies(tmp_path: Path) -> None:
     if raise_open_files_limit() < VISITORS + SPARE_FILES:
         missing(f"a limit of {VISITORS + SPARE_FILES} open files (ulimit -Hn)")
-    asked: list[float] = []
-
-    async def serve(connection: ScriptedConnection) -> None:
-        while await connection.request():
-            asked.append(time.monotonic())
-            await asyncio.sleep(0.05)
-            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage")
-
-    async with scripted_origin(serve) as origin:
+    laptop = Laptop()
+    async with scripted_origin(laptop.serve) as origin, AsyncExitStack() as stack:
         rule = CacheRule(mode="override", ttl_s=TTL_S)
         obey = snapshot(origin.url, cache=rule, collapse=CollapseRule(enabled=True))
-        async with meshed(tmp_path, obey, NODES) as scene:
-            holders = scene.nodes[:3]
-            await scene.agent(*holders)
-            await eventually(lambda: all(len(one.holders()) >= 2 for one in scene.nodes))
-            assert all(status == 200 for status in [await scene.status(one, "/warm") for one in scene.nodes])
-            asked.clear()
-            got = await _send_crowds(scene, holders, dies, asked)
-    wanted = VISITORS - (VISITORS // NODES if dies else 0)
-    assert got == {"200": wanted}, "a visitor of a node that lives was not answered"
-    # Nobody is asked again before the last answer's time is over; where the one who asked for all is gone, the nodes that hold
-    # sessions may each have to find that out.
-    early = sum(later - before < TTL_S for before, later in itertools.pairwise(asked))
-    assert early <= (2 if dies else 0), [round(at - asked[0], 3) for at in asked]
+        # All visitors come from one address.
+        pool_rule = msgspec.structs.replace(obey.pool_rule, max_connections_per_address=0)
+        obey = msgspec.structs.replace(obey, pool_rule=pool_rule)
+        scene: Meshed = await stack.enter_async_context(meshed(tmp_path, obey, 0))
+        processes = [node_process(scene.control, tmp_path / f"p{number}", f"p{number}") for number in range(NODES)]
+        nodes = list(await asyncio.gather(*(stack.enter_async_context(each) for each in processes)))
+        fleet = scene.control.fleet
+        await eventually(lambda: sum(one.feed.is_current for one in fleet) == NODES, 60, "every node obeys")
+        holders = nodes[:HOLDERS]
+        await scene.agent(*holders)
+        await eventually(lambda: len(scene.control.heard.opened) >= HOLDERS, 30)
+        await agree(nodes, laptop)
 
-
-async def _send_crowds(scene: Meshed, holders: list[MeshNode], dies: bool, asked: list[float]) -> dict[str, int]:
-    """What the visitors of all nodes that live got."""
-    each = VISITORS // NODES
-    async with (
-        crowd(scene.nodes[0], each) as a,
-        crowd(scene.nodes[1], each) as b,
-        crowd(scene.nodes[2], each) as c,
-        crowd(scene.nodes[3], each) as d,
-        crowd(scene.nodes[4], each) as e,
-    ):
-        living = list(zip(scene.nodes, (a, b, c, d, e), strict=True))
-        if dies:
-            await eventually(lambda: asked)
-            keys = await eventually(
-                lambda: [key for node in scene.nodes for key in node.node.store.resources if b"/page" in key]
-            )
-            owner = rank_owners(keys[0], [one.name for one in holders])[0]
-            dead = next(one for one in holders if one.name == owner)
-            living = [(node, task) for node, task in living if node is not dead]
-            await dead.kill()
-        got: dict[str, int] = {}
-        for _, task in living:
-            result = await asyncio.wait_for(task, 60)
-            assert result["errors"] == {}, result["error_examples"]
-            for status, count in result["statuses"].items():
-                got[status] = got.get(status, 0) + count
-        return got
+        await send_crowd("/all-live", nodes, laptop)
+        await send_crowd("/dies", nodes, laptop, dies=owner_of("/dies", origin.url, holders), witness=nodes[-1])

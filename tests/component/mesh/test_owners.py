@@ -162,8 +162,47 @@ async def test_when_the_owner_dies_the_next_one_takes_its_keys_and_the_others_ke
     scene.nodes.remove(first)
     for path in paths:
         assert set(await ask_everywhere(scene.nodes, scene, path, 1)) == {200}
-    # those that the dead node owned are fetched once more at most, the others are not
-    assert len(told.asked) <= 10 + len(of_first)
+    # those that the dead node owned are stored where they were asked for before, and come from there
+    assert sorted(told.asked) == sorted(paths)
+    assert sum(node.mesh.siblings.found_total for node in scene.nodes) == len(of_first)
+
+
+async def test_keys_that_come_to_a_new_holder_bring_their_copies(scene: Meshed, told: Origin) -> None:
+    first, second, *_, here, last = scene.nodes
+    await scene.agent(first)
+    await settled(scene, first)
+    paths = [f"/{n}" for n in range(10)]
+    for path in paths:
+        assert await scene.status(here, path) == 200
+    await scene.agent(second, agent_id="another")
+    await settled(scene, first, second)
+    for path in paths:
+        assert await scene.status(last, path) == 200
+    assert 0 < len(second.node.store.resources) < 10
+    assert sorted(told.asked) == sorted(paths)
+
+
+async def test_a_copy_of_before_a_write_is_not_taken_over(scene: Meshed, told: Origin) -> None:
+    first, second, here, other, _ = scene.nodes
+    await scene.agent(first, second)
+    await settled(scene, first, second)
+    bodies = {}
+    for number in range(6):
+        for node in (here, other):
+            visitor = await scene.visitor(node)
+            bodies[number] = (await visitor.ask(f"/{number}", host=HOST)).body
+    of_first = [number for number in range(6) if any(b"/%d" % number in key for key in first.node.store.resources)]
+    assert of_first
+    for number in of_first:
+        visitor = await scene.visitor(here)
+        visitor.send(f"POST /{number} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n".encode())
+        assert (await visitor.answer(b"POST")).status == 200
+    await first.kill()
+    scene.nodes.remove(first)
+    for number in of_first:
+        visitor = await scene.visitor(here)
+        answer = await visitor.ask(f"/{number}", host=HOST)
+        assert answer.body != bodies[number], "what was before the write came from another node's cache"
 
 
 async def test_a_fetch_whose_owner_dies_meanwhile_is_asked_of_the_next(scene: Meshed, told: Origin) -> None:
