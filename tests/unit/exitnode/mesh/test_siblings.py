@@ -81,7 +81,8 @@ async def test_what_is_wanted_at_once_is_one_call_to_each_and_the_one_that_has_i
     has, has_not, old = Node({b"a": 3.0, b"b": 0.0}), Node({}), Node(None)
     answers = await found(Peers(has=has, has_not=has_not, old=old, unreached=None), b"a", b"b", b"a")
     assert answers == [has, None, has]
-    assert has.calls == has_not.calls == old.calls == [(b"a", b"b")]
+    assert has.calls == [(b"a", b"b")]
+    assert has_not.calls == old.calls == [(b"b",)], "what was found is not asked for any more"
 
 
 async def test_a_node_that_does_not_answer_holds_up_nobody_whom_another_can_help_and_the_others_not_for_long(
@@ -101,6 +102,9 @@ async def test_nobody_to_ask_and_too_much_to_ask_for_are_answered_at_once() -> N
     for number in range(MOST_KEYS + 5):
         finding.find(b"%d" % number, answers.append)
     assert len(answers) == 6
+    last = asyncio.get_running_loop().create_future()
+    finding.find(b"0", last.set_result)
     async with asyncio.timeout(10):
-        while len(answers) < MOST_KEYS + 6:
-            await asyncio.sleep(0.001)
+        assert await last is None
+    await asyncio.gather(*peers.tasks)
+    assert answers == [None] * (MOST_KEYS + 6)
