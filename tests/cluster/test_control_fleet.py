@@ -90,18 +90,25 @@ class Fleet:
         self.exit_node = self.start_exit_node("eu", "exit-1", self.http_port, self.tunnel_port)
 
     def start_control(self) -> None:
-        self.control = self._stack.enter_context(
+        self.control = self.start_replica(self.agent_port, self.exit_port)
+
+    def start_replica(self, agent_port: int, exit_port: int) -> Command:
+        """A control."""
+        return self._stack.enter_context(
             Command(
                 "edgetun-control",
                 f"--kubeconfig={self.cluster.kubeconfig}",
                 f"--namespace={self.namespace}",
                 "--listen=127.0.0.1",
-                f"--port={self.agent_port}",
-                f"--exit-port={self.exit_port}",
+                f"--port={agent_port}",
+                f"--exit-port={exit_port}",
             )
         )
 
-    def start_exit_node(self, region: str, name: str, http_port: int, tunnel_port: int) -> Command:
+    def start_exit_node(
+        self, region: str, name: str, http_port: int, tunnel_port: int, *more: str, exit_port: int = 0
+    ) -> Command:
+        """An exit node that follows the control at `exit_port`, the first one's by default."""
         account = f"edgetun-exit-{self.name}-{region}"
         wait_for(lambda: self.client.get("v1", "ServiceAccount", account, self.namespace), 30, "the ServiceAccount")
         ca = wait_for(lambda: self.client.get("v1", "Secret", "edgetun-ca", self.namespace), 30, "the CA")
@@ -116,7 +123,7 @@ class Fleet:
         node = self._stack.enter_context(
             Command(
                 "edgetun-exitnode",
-                f"--control=https://127.0.0.1:{self.exit_port}",
+                f"--control=https://127.0.0.1:{exit_port or self.exit_port}",
                 f"--control-ca={folder / 'ca.crt'}",
                 f"--control-token-file={folder / 'token'}",
                 f"--pool={self.name}",
@@ -128,19 +135,22 @@ class Fleet:
                 "--https-port=-1",
                 f"--tunnel-port={tunnel_port}",
                 f"--tunnel-address=127.0.0.1:{tunnel_port}",
+                *more,
             )
         )
         node.line("following control", 60)
         node.line("agents on", 60)
         return node
 
-    def token(self, name: str = "laptops", **spec: Any) -> str:
+    def token(self, name: str = "laptops", agent_port: int = 0, **spec: Any) -> str:
         """Applies an AgentToken; the text that its Secret holds, with control where it listens here."""
         self.apply(token(self.namespace, name, **spec))
         secret = wait_for(lambda: self.client.get("v1", "Secret", f"{name}-token", self.namespace), 30, "the Secret")
         parsed = ClusterToken.parse(base64.b64decode(secret["data"]["token"]).decode())
         wait_for(lambda: self.client.get(GROUP_VERSION, "AgentToken", name, self.namespace)["status"]["secretHash"], 20)  # type: ignore[index]
-        return dataclasses.replace(parsed, control_urls=(f"https://127.0.0.1:{self.agent_port}",)).format()
+        return dataclasses.replace(
+            parsed, control_urls=(f"https://127.0.0.1:{agent_port or self.agent_port}",)
+        ).format()
 
     def agent(self, text: str, name: str = "laptop", *more: str) -> Command:
         return self._stack.enter_context(
@@ -424,3 +434,41 @@ def test_an_agent_that_runs_hears_of_a_tunnel_that_comes_later_and_serves_it(fle
         wait_for(lambda: commands.visit(fleet.http_port, host=host).status == 404, 10)
     reservation = {"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": {"name": host}}
     fleet.client.delete(reservation)
+
+
+@pytest.mark.timeout(240)
+def test_nodes_of_two_replicas_find_each_others_sessions_and_ask_each_other_when_their_replica_is_gone(
+    fleet: Fleet,
+) -> None:
+    """The visitor's node follows one replica; the agents come to the other one, and to the node that follows it."""
+    agent_port, exit_port, tunnel_port, http_port, holders_tunnel_port, holders_http_port = free_ports(6)
+    later = tunnel(fleet.namespace, "later", fleet.name)
+    host = f"later.{fleet.name}.example.com"
+    fleet.start_replica(agent_port, exit_port).line("ready in", 60)
+    reached = ("--relay-host=127.0.0.1", "--relay-port=0")
+    here = fleet.start_exit_node("eu", "here", http_port, tunnel_port, *reached)
+    fleet.start_exit_node("eu", "holder", holders_http_port, holders_tunnel_port, *reached, exit_port=exit_port)
+
+    def visit(name: str, path: str = "/") -> commands.Page:
+        return commands.visit(http_port, path, host=f"{name}.{fleet.name}.example.com")
+
+    with commands.an_origin("later") as origin:
+        later["spec"]["origin"]["url"] = origin.url
+        fleet.apply(later)
+        fleet.agent(fleet.token("shops", agent_port, tunnels=["shop"]), "shops").line("ready in", 60)
+        wait_for(
+            lambda: [one["status"]["nodes"] for one in fleet.connected()] == [["holder"]], 60, "it is at the other"
+        )
+        wait_for(lambda: visit("shop").status == 200, 60, "the replicas tell each other, and the request is relayed")
+        # Nobody holds the second tunnel yet, and its name is known.
+        wait_for(lambda: visit("later").status == 503, 60, "it is there, and offline")
+        assert fleet.control is not None
+        fleet.control.process.kill()
+        fleet.control.ended()
+        here.line("no stream to control", 60)
+        assert visit("shop", "/away").status == 200
+        fleet.agent(fleet.token("laters", agent_port, tunnels=["later"]), "laters").line("ready in", 60)
+        page = wait_for(lambda: (found := visit("later")).status == 200 and found, 60, "it has asked")
+        assert page.body == "later /"
+        assert visit("shop", "/still").status == 200
+    fleet.client.delete({"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": {"name": host}})

@@ -53,7 +53,7 @@ class Membership:
     async def join(
         self, identity: ServerIdentity, ca_pem: Callable[[], bytes], host: str, relay_host: str, relay_port: int
     ) -> None:
-        """Raises `ConfigError` when the port cannot be used. Without `relay_host` nobody relays here, and this node relays all the same."""
+        """Raises `ConfigError` when the port cannot be used. Without `relay_host` nobody relays here, and control names no others to relay to."""
         node = self._node
         mesh = Mesh(
             self._name,
