@@ -284,12 +284,13 @@ async def test_a_window_that_opens_by_single_bytes_costs_the_attackers_budget(st
     for stream in range(1, 41, 2):
         visitor.ask(stream)
     visitor.open_windows()
+    reading = asyncio.create_task(visitor.goaway())  # what was not read yet is lost when a write fails
     for _ in range(3_000):
         visitor.send(b"".join(build_window_update(stream, 1) for stream in range(1, 41, 2)))
         await asyncio.sleep(0)
-        if visitor.writer.transport.is_closing():
+        if reading.done():
             break
-    goaway = await visitor.goaway()
+    goaway = await reading
     assert goaway.code == CALM
     assert sum(len(response.body) for response in visitor.responses.values()) < 60_000
 
