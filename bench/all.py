@@ -26,6 +26,7 @@ SCRIPTS = [
     "idle",
     "recovery",
     "lossy",
+    "congestion",
     "fleet",
 ]
 

@@ -45,6 +45,7 @@ ORDER = [
     "lossy-p99-cubic",
     "lossy-bulk-cubic",
     "recovery",
+    "congestion",
     "startup",
     "fleet",
     "fleet-compile",

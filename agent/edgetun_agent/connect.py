@@ -19,6 +19,7 @@ import msgspec
 from edgetun_agent.backoff import Backoff
 from edgetun_agent.dialling import AgentSession, Attempt
 from edgetun_agent.endpoints import Failures, decide_crowded, decide_endpoint
+from edgetun_agent.lossy import LossMemory
 from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
 from edgetun_agent.probe import goes_by
 from edgetun_agent.race import Transport, UdpMemory, Wanted, decide_better, decide_transports
@@ -26,6 +27,7 @@ from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import AuthError, ConfigError, EdgetunError
 from edgetun_core.http.exchange import Handler
 from edgetun_core.pki import Trust
+from edgetun_core.transport.quic_library import LOSSY_ENGINE
 from edgetun_core.transport.way import Way
 from edgetun_core.wire.hello import Hello
 
@@ -36,6 +38,9 @@ SKEW_WORTH_SAYING_S = 60.0
 MOST_NOTICES = 100
 LEAVE_WITHIN_S = 30.0
 """How long exchanges may go on over a session that a better one replaces."""
+LEAVE_SLOW_PATH_WITHIN_S = 3600.0
+"""The same when only the congestion control is another: what is under way has time to end."""
+LOSES_PACKETS = "the path loses packets, which another congestion control bears better"
 BETTER_THAN_WEBSOCKET_S = 60.0
 """How long a session in a WebSocket goes on before plain TLS is tried again, where nothing is known of UDP."""
 GOODBYE_S = 1.5
@@ -90,6 +95,7 @@ class Agent:
         self._failures = Failures()
         self._look_again: asyncio.TimerHandle | None = None
         self._udp: dict[Endpoint, UdpMemory] = {}
+        self._losses: dict[Endpoint, LossMemory] = {}
         self._changed = asyncio.Event()
         self._trouble = ""
         self._notices: set[str] = set()
@@ -244,6 +250,24 @@ class Agent:
             self._udp = {kept: memory for kept, memory in self._udp.items() if kept in self.endpoints}
         return self._udp.setdefault(endpoint, UdpMemory())
 
+    def losses(self, endpoint: Endpoint) -> LossMemory:
+        """What is known of the path to an endpoint."""
+        if len(self._losses) > 2 * len(self.endpoints):
+            self._losses = {kept: memory for kept, memory in self._losses.items() if kept in self.endpoints}
+        return self._losses.setdefault(endpoint, LossMemory())
+
+    def path_measured(self, session: AgentSession) -> None:
+        """A session found out what its path does to packets: it is opened anew where the other congestion control is better."""
+        if self._is_stopping or session.is_draining or session.leaving_for:
+            return
+        memory, now = self.losses(session.endpoint), monotonic()
+        runs_for_loss = session.runner is not None and session.runner.engine == LOSSY_ENGINE
+        if session.is_lossy and not runs_for_loss:
+            memory.found_lossy(now)
+            session.leave(LOSES_PACKETS)
+        elif not session.is_lossy and runs_for_loss and self.quic_engine != LOSSY_ENGINE and not memory.is_lossy(now):
+            session.leave("the path is clean again")
+
     def has_quic(self, endpoint: Endpoint) -> bool:
         """Whether QUIC may reach the endpoint: no proxy carries it, unless somebody wants nothing else."""
         return endpoint.quic_port > 0 and (self.transport == "quic" or not goes_by(self.way, endpoint))
@@ -277,6 +301,8 @@ class Agent:
             self._generation,
             self.way,
             self.websocket,
+            is_lossy=self.losses(endpoint).is_lossy(monotonic()),
+            tell_path=self.path_measured,
         )
 
     def opened(self, attempt: Attempt) -> None:
@@ -398,7 +424,8 @@ class _Slot:
         while True:
             session = await self._connect()
             if previous is not None:
-                self._agent.leave_when_done(previous, LEAVE_WITHIN_S, "another session has taken over")
+                within_s = LEAVE_SLOW_PATH_WITHIN_S if previous.leaving_for == LOSES_PACKETS else LEAVE_WITHIN_S
+                self._agent.leave_when_done(previous, within_s, "another session has taken over")
             self.session = session
             self._agent.spread()
             previous = await self._hold(session)

@@ -41,8 +41,14 @@ LINK_TIMEOUT_S = 5.0
 class AgentSession:
     """A session as the agent holds it, from its welcome to its end."""
 
-    def __init__(self, endpoint: Endpoint, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        changed: Callable[[], None],
+        tell_path: Callable[[AgentSession], None] = lambda _: None,
+    ) -> None:
         self.endpoint = endpoint
+        self._tell_path = tell_path
         self.runner: RacingRunner | None = None
         self.transport: Transport = "quic"
         self.opened_at = 0.0
@@ -50,6 +56,8 @@ class AgentSession:
         self.is_draining = False
         self.leaving_for = ""
         """Why the agent itself wants another session in its place."""
+        self.is_lossy: bool | None = None
+        """What the path does to packets; None when nothing is known."""
         self.is_over = False
         self.error: EdgetunError | None = None
         self.link_gone = asyncio.Event()
@@ -75,6 +83,12 @@ class AgentSession:
             self.error = error
             self._tell()
 
+    def on_path(self, runner: SessionRunner, *, is_lossy: bool) -> None:
+        """What the session's link measured."""
+        if runner is self.runner and self.opened_at and is_lossy != self.is_lossy:
+            self.is_lossy = is_lossy
+            self._tell_path(self)
+
     def leave(self, reason: str) -> None:
         """The agent wants another session in this one's place."""
         self.leaving_for = reason
@@ -99,7 +113,7 @@ class AgentSession:
 class RacingRunner(SessionRunner):
     """A session that asks whether it may begin when its link is up."""
 
-    __slots__ = ("_claim", "_gone")
+    __slots__ = ("_claim", "_gone", "_path")
 
     def __init__(
         self,
@@ -108,10 +122,16 @@ class RacingRunner(SessionRunner):
         listener: SessionListener,
         claim: Callable[[], bool],
         gone: Callable[[SessionRunner], None],
+        path: Callable[..., None],
     ) -> None:
         super().__init__(handler, listener, offer=hello, decide=None)
         self._claim = claim
         self._gone = gone
+        self._path = path
+
+    def on_path(self, *, is_lossy: bool) -> None:
+        """See `PathUser`."""
+        self._path(self, is_lossy=is_lossy)
 
     def on_open(self, link: Link) -> None:
         if self._claim():
@@ -139,7 +159,12 @@ class Attempt:
         generation: int = 0,
         way: Way | None = None,
         websocket: Way | None = None,
+        *,
+        is_lossy: bool = False,
+        tell_path: Callable[[AgentSession], None] = lambda _: None,
     ) -> None:
+        self.is_lossy = is_lossy
+        """Whether QUIC is to bear random loss."""
         self.generation = generation
         """Which `Agent.reopen` the hello knows of."""
         self._endpoint = endpoint
@@ -153,7 +178,7 @@ class Attempt:
         self._moved = asyncio.Event()
         self._tick_at = float("inf")
         self._errors: tuple[EdgetunError, ...] = ()
-        self.session = AgentSession(endpoint, changed)
+        self.session = AgentSession(endpoint, changed, tell_path)
         self.won: Won | None = None
 
     async def run(self) -> AgentSession:
@@ -228,7 +253,9 @@ class Attempt:
             self._tell(Opened(transport))
             return True
 
-        runner = RacingRunner(self._hello, self._handler, self.session, claim, self.session.on_link_gone)
+        runner = RacingRunner(
+            self._hello, self._handler, self.session, claim, self.session.on_link_gone, self.session.on_path
+        )
         engine, port = (self._quic_engine, endpoint.quic_port) if transport == "quic" else ("tls", endpoint.tls_port)
         try:
             await dial(
@@ -240,6 +267,7 @@ class Attempt:
                 timeout_s=LINK_TIMEOUT_S,
                 server_name=endpoint.server_name or None,
                 way=self._ways.get(transport),
+                is_lossy=self.is_lossy,
             )
         except EdgetunError as error:
             self._tell(Failed(transport, error))

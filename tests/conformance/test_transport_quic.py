@@ -69,6 +69,24 @@ async def test_lost_datagrams_are_made_good_in_order(place: Place) -> None:
         await eventually(lambda: near.closed and far.closed)
 
 
+async def test_what_one_lane_lost_holds_up_no_other(place: Place) -> None:
+    await place.listen()
+    async with lossy_path(place.listener.port, loss=0.0) as (port, path):
+        near, far = await place.pair(port=port)
+        came: list[int] = []
+        far.on_bytes = lambda lane, data: came.append(lane)
+        path.loss = 1.0
+        near.link.write(4, b"lost on the way")
+        near.link.transmit()
+        await eventually(lambda: path.lost)
+        path.loss = 0.0
+        for lane in (0, 1, 5):
+            near.link.write(lane, b"behind it")
+            near.link.transmit()
+        await eventually(lambda: far.received.get(4) == b"lost on the way")
+        assert came == [0, 1, 5, 4]
+
+
 async def test_a_close_waits_for_what_was_lost_on_the_way(place: Place) -> None:
     place.echo = False
     await place.listen()

@@ -59,11 +59,13 @@ async def dial(
     timeout_s: float = HANDSHAKE_TIMEOUT_S,
     server_name: str | None = None,
     way: Way | None = None,
+    is_lossy: bool = False,
 ) -> Link:
     """Opens a link; `user.on_open` has been called when this returns.
 
     `server_name` is the name or IP address that the certificate must carry, `host` when it is None. `way` is for `tls`:
-    QUIC always goes directly, since no proxy in use carries UDP. Raises
+    QUIC always goes directly, since no proxy in use carries UDP. `is_lossy` is for QUIC over a path that loses packets at random:
+    the link is aioquic's, whose congestion control bears that, and the listener is asked for the same. Raises
     `UpstreamUnreachable` (nothing there, or no answer within `timeout_s`), `AuthError` (certificate not trusted or for another
     name) or `ProtocolError` (not an edgetun listener); after any of these `user` was never called.
     """
@@ -75,7 +77,7 @@ async def dial(
         case "qh3" | "aioquic":
             from edgetun_core.transport.quic_dial import dial_quic
 
-            return await dial_quic(engine, host, port, trust, user, timeout_s, server_name)
+            return await dial_quic(engine, host, port, trust, user, timeout_s, server_name, is_lossy=is_lossy)
         case _:
             raise _unknown(engine)
 

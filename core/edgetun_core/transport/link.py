@@ -78,6 +78,13 @@ class DatagramUser(Protocol):
         """One datagram of the peer."""
 
 
+class PathUser(Protocol):
+    """A `LinkUser` that wants to know what the path does to packets."""
+
+    def on_path(self, *, is_lossy: bool) -> None:
+        """Packets are lost at random, or hardly one of the last thousands was; now and then, when there is traffic to tell by."""
+
+
 class LinkUser(Protocol):
     """What an engine calls."""
 

@@ -13,8 +13,10 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicProtocolVersion
 
 from edgetun_core.pki import ServerIdentity, Trust
+from edgetun_core.transport import congestion
 from edgetun_core.transport.link import ALPN
 from edgetun_core.transport.quic_connection import (
+    CID_BYTES,
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
@@ -26,6 +28,7 @@ from edgetun_core.transport.quic_connection import (
 from edgetun_core.transport.udp import Address
 
 NAME = "aioquic"
+CONGESTION_CONTROL = congestion.NAME
 
 
 class AioquicConnection(QuicConnection):
@@ -67,6 +70,11 @@ class AioquicConnection(QuicConnection):
             batch.append(datagram)
         if last is not None:
             send(batch, last)
+
+    @property
+    def losses(self) -> tuple[int, int]:
+        controller = self._loss._cc
+        return (controller.sent, controller.lost) if isinstance(controller, congestion.RateController) else (0, 0)
 
     def unsent(self, stream_id: int) -> int:
         stream = self._streams.get(stream_id)
@@ -125,9 +133,10 @@ def accept(configuration: QuicConfiguration, original_destination_cid: bytes) ->
     return AioquicConnection(configuration=configuration, original_destination_connection_id=original_destination_cid)
 
 
-def dialled(trust: Trust, server_name: str) -> AioquicConnection:
+def dialled(trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES) -> AioquicConnection:
     """The dialler's side."""
     configuration = _configuration(is_client=True)
+    configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:
         configuration.verify_mode = ssl.CERT_NONE
@@ -148,4 +157,5 @@ def _configuration(*, is_client: bool) -> QuicConfiguration:
         max_stream_data=MAX_STREAM_DATA_BYTES,
         max_datagram_frame_size=MAX_DATAGRAM_FRAME_BYTES,
         supported_versions=[QuicProtocolVersion.VERSION_1],
+        congestion_control_algorithm=CONGESTION_CONTROL,
     )

@@ -14,6 +14,9 @@ MAX_STREAM_DATA_BYTES: Final = 8 * 1024 * 1024
 """What a peer may have under way out of order; in order, the protocol's credit is the bound."""
 MAX_PACKET_BYTES: Final = 1500
 MAX_DATAGRAM_FRAME_BYTES: Final = 65_535
+CID_BYTES: Final = 8
+LOSSY_CID_BYTES: Final = 12
+"""A dialler whose own connection id is this long says: the path loses packets, send by a controller that bears it."""
 SAFE_DATAGRAM_BYTES: Final = 1_150
 """What fits a packet on the smallest path that QUIC knows (1,200 bytes), with 20-byte connection ids and every header. Neither library
 tells what its path takes at the moment, and one that is given more than that never sends anything again."""
@@ -84,6 +87,11 @@ class Connection(BareConnection, Protocol):
     @property
     def room_bytes(self) -> int:
         """What the congestion window still takes."""
+        ...
+
+    @property
+    def losses(self) -> tuple[int, int]:
+        """Packets sent and packets lost so far; about, where a datagram holds several."""
         ...
 
     def unsent(self, stream_id: int) -> int:

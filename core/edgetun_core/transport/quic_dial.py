@@ -12,8 +12,9 @@ from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, Upstre
 from edgetun_core.pki import Trust
 from edgetun_core.transport.failures import describe_dial_error, describe_quic_end
 from edgetun_core.transport.link import ALPN, LinkUser
+from edgetun_core.transport.quic_connection import CID_BYTES, LOSSY_CID_BYTES, Connection
 from edgetun_core.transport.quic_driver import QuicLink
-from edgetun_core.transport.quic_library import Library, library
+from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
 from edgetun_core.transport.udp import Address, UdpSocket
 
 REFUSED_FOR_S: Final = 1.0
@@ -132,10 +133,20 @@ class _DialledEndpoint:
 
 
 async def dial_quic(
-    engine: str, host: str, port: int, trust: Trust, user: LinkUser, timeout_s: float, server_name: str | None
+    engine: str,
+    host: str,
+    port: int,
+    trust: Trust,
+    user: LinkUser,
+    timeout_s: float,
+    server_name: str | None,
+    *,
+    is_lossy: bool = False,
 ) -> DialledQuicLink:
     """See `engines.dial`."""
+    engine = LOSSY_ENGINE if is_lossy else engine
     packets = library(engine)
+    cid_bytes = LOSSY_CID_BYTES if is_lossy else CID_BYTES
     loop = asyncio.get_running_loop()
     until = loop.time() + timeout_s
     name = server_name or host
@@ -148,7 +159,8 @@ async def dial_quic(
     for position, (family, address) in enumerate(found):
         share_s = (until - loop.time()) / (len(found) - position)
         try:
-            return await _dial_one(packets, engine, family, address, (host, port), trust, user, share_s, name)
+            connection = packets.dialled(trust, name, cid_bytes=cid_bytes)
+            return await _dial_one(connection, engine, family, address, (host, port), user, share_s, name)
         except UpstreamUnreachable as error:
             failure = error
     assert failure is not None
@@ -162,12 +174,11 @@ async def resolve(host: str, port: int) -> list[tuple[int, Any]]:
 
 
 async def _dial_one(
-    packets: Library,
+    connection: Connection,
     engine: str,
     family: int,
     address: Any,
     asked: tuple[str, int],
-    trust: Trust,
     user: LinkUser,
     timeout_s: float,
     name: str,
@@ -178,7 +189,7 @@ async def _dial_one(
         endpoint = _DialledEndpoint(family, address, up)
     except OSError as error:
         raise describe_dial_error(error, *asked, name, timeout_s) from error
-    link = endpoint.start(engine, packets.dialled(trust, name), user)
+    link = endpoint.start(engine, connection, user)
     try:
         async with asyncio.timeout(timeout_s):
             await up

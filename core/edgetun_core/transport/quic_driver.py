@@ -16,7 +16,8 @@ from collections import deque
 from typing import Final, Protocol, cast
 
 from edgetun_core.errors import EdgetunError, ProtocolError
-from edgetun_core.transport.link import HIGH_WATER_BYTES, LOW_WATER_BYTES, DatagramUser, LinkUser
+from edgetun_core.transport.link import HIGH_WATER_BYTES, LOW_WATER_BYTES, DatagramUser, LinkUser, PathUser
+from edgetun_core.transport.loss_meter import LossMeter
 from edgetun_core.transport.quic_connection import SAFE_DATAGRAM_BYTES, Connection
 from edgetun_core.transport.quic_peer import QuicPeer, Socket
 from edgetun_core.transport.quic_runs import Runs
@@ -55,6 +56,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         "_early",
         "_lane_estimate",
         "_lanes",
+        "_meter",
         "_opened_lanes",
         "_paused",
         "_ready",
@@ -84,6 +86,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         self._lane_estimate: dict[int, int] = {}
         self._paused: set[int] = set()
         self._datagrams: deque[bytes] = deque()
+        self._meter = LossMeter() if hasattr(user, "on_path") else None
 
     # --- the link
 
@@ -174,6 +177,11 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     def _after_send(self) -> None:
         if self._paused:
             self._resume_lanes()
+        if self._meter is not None and self.is_open:
+            sent, lost = self._quic.losses
+            verdict = self._meter.observe(sent, lost, self.rtt_s or 0.0, time.monotonic())
+            if verdict is not None:
+                cast("PathUser", self._user).on_path(is_lossy=verdict == "lossy")
 
     def _has_more(self) -> bool:
         return bool(self._runs.waiting)

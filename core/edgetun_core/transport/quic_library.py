@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from edgetun_core.errors import ConfigError
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.quic_connection import Connection
+
+LOSSY_ENGINE: Final = "aioquic"
+"""Whose congestion control bears random loss (congestion.py)."""
 
 
 class Library(Protocol):
@@ -14,7 +17,7 @@ class Library(Protocol):
 
     def server_configuration(self, identity: ServerIdentity) -> Any: ...
     def accept(self, configuration: Any, original_destination_cid: bytes) -> Connection: ...
-    def dialled(self, trust: Trust, server_name: str) -> Connection: ...
+    def dialled(self, trust: Trust, server_name: str, *, cid_bytes: int = ...) -> Connection: ...
 
 
 def library(engine: str) -> Library:

@@ -14,9 +14,10 @@ from edgetun_core.errors import Draining, EdgetunError, LimitExceeded, ProtocolE
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.transport.failures import describe_listen_error
 from edgetun_core.transport.link import ALPN, LinkUser
+from edgetun_core.transport.quic_connection import LOSSY_CID_BYTES
 from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_endpoint import FirstContact, QuicEndpoint
-from edgetun_core.transport.quic_library import library
+from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
 from edgetun_core.transport.quic_peer import CLOSE_TIMEOUT_S
 from edgetun_core.transport.udp import bind_udp
 
@@ -35,29 +36,32 @@ class QuicListener(QuicEndpoint[QuicLink]):
         handshake_timeout_s: float,
     ) -> None:
         self._engine = engine
-        self._library = library(engine)
         self._identity = identity
         self._identity_version = -1
-        self._configuration: Any = None
+        self._configurations: dict[str, Any] = {}
         self._accept = accept
         self._max_links = max_links
         self._established: dict[QuicLink, None] = {}
-        self._prepare()
+        self._configuration(engine)
         super().__init__(sock, handshake_timeout_s=handshake_timeout_s)
 
     @property
     def links(self) -> int:
         return len(self._established)
 
-    def _prepare(self) -> None:
+    def _configuration(self, engine: str) -> Any:
         if self._identity_version != self._identity.version:
-            self._configuration = self._library.server_configuration(self._identity)
+            self._configurations.clear()
             self._identity_version = self._identity.version
+        found = self._configurations.get(engine)
+        if found is None:
+            found = self._configurations[engine] = library(engine).server_configuration(self._identity)
+        return found
 
     def _make(self, first: FirstContact) -> tuple[QuicLink, bytes]:
-        self._prepare()
-        connection = self._library.accept(self._configuration, first.original_cid)
-        return QuicLink(self._engine, connection, self, None, is_dialler=False), connection.host_cid
+        engine = LOSSY_ENGINE if len(first.client_cid) == LOSSY_CID_BYTES else self._engine
+        connection = library(engine).accept(self._configuration(engine), first.original_cid)
+        return QuicLink(engine, connection, self, None, is_dialler=False), connection.host_cid
 
     # --- called by the links
 

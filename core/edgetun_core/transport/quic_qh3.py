@@ -21,6 +21,7 @@ from qh3.quic.packet import QuicProtocolVersion
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.link import ALPN
 from edgetun_core.transport.quic_connection import (
+    CID_BYTES,
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
@@ -44,6 +45,7 @@ class Qh3Connection(QuicConnection):
     padding behind its Initial packet for nothing, and then fails instead of waiting.
     """
 
+    _sent_packets = 0
     _received_bytes = 0
     _sent_bytes = 0
     _held: list[tuple[bytes, Address]]
@@ -123,6 +125,8 @@ class Qh3Connection(QuicConnection):
                 address = datagram[1]
                 batch = []
             batch.append(datagram[0])
+            self._sent_packets += 1
+        self._sent_packets += 1
         send(batch, address)
 
     def _transmit_limited(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
@@ -137,6 +141,10 @@ class Qh3Connection(QuicConnection):
             self._sent_bytes += size
             datagram, address = self._held.pop(0)
             send([datagram], address)
+
+    @property
+    def losses(self) -> tuple[int, int]:
+        return self._sent_packets, 0 if self._core is None else self._core.loss_total
 
     def unsent(self, stream_id: int) -> int:
         return self.get_send_buffer_size(stream_id)
@@ -210,9 +218,10 @@ def accept(configuration: QuicConfiguration, original_destination_cid: bytes) ->
     return Qh3Connection(configuration=configuration, original_destination_connection_id=original_destination_cid)
 
 
-def dialled(trust: Trust, server_name: str) -> Qh3Connection:
+def dialled(trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES) -> Qh3Connection:
     """The dialler's side."""
     configuration = _configuration(is_client=True)
+    configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:
         configuration.verify_mode = ssl.CERT_NONE
