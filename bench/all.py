@@ -27,6 +27,7 @@ SCRIPTS = [
     "recovery",
     "lossy",
     "congestion",
+    "path_mtu",
     "fleet",
 ]
 

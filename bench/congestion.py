@@ -160,7 +160,7 @@ def relay(target: int, impairment: Impairment) -> None:
 
 
 def cell(
-    engine: str, loss: float, round_trip_ms: float, seconds: float, rate_mb_s: float, folder: str
+    engine: str, loss: float, round_trip_ms: float, seconds: float, folder: str, *, payload_bytes: int = 0
 ) -> dict[str, float]:
     """One measurement."""
 
@@ -177,7 +177,7 @@ def cell(
         assert receiver.stdout is not None
         assert receiver.stdin is not None
         port = int(receiver.stdout.readline())
-        path = start("relay", port, loss, round_trip_ms / 2000, rate_mb_s)
+        path = start("relay", port, loss, round_trip_ms / 2000, payload_bytes)
         processes.append(path)
         assert path.stdout is not None
         sender = start("send", engine, folder, int(path.stdout.readline()), seconds)
@@ -217,8 +217,8 @@ def play(role: Sequence[str]) -> None:
             asyncio.run(receive(engine, folder))
         case ["send", engine, folder, port, seconds]:
             asyncio.run(send(engine, folder, int(port), float(seconds)))
-        case ["relay", port, loss, delay_s, rate]:
-            relay(int(port), Impairment(loss=float(loss), delay_s=float(delay_s), rate_bytes_s=float(rate) * 1e6))
+        case ["relay", port, loss, delay_s, mtu]:
+            relay(int(port), Impairment(loss=float(loss), delay_s=float(delay_s), mtu_bytes=int(mtu)))
 
 
 def main() -> None:
@@ -237,7 +237,7 @@ def main() -> None:
                 columns.append(Column(figure, f"{round_trip_ms:g} ms {loss:.0%}", 2))
                 for _ in range(arguments.repeats):
                     for name, row in rows.items():
-                        found = cell(name, loss, round_trip_ms, arguments.seconds, 0.0, folder)
+                        found = cell(name, loss, round_trip_ms, arguments.seconds, folder)
                         row.add(**{figure: found["mb_s"], f"{figure} CPU s/GB": found["cpu_s_gb"]})
                         print(f"  {figure} {name} {found}", file=sys.stderr, flush=True)
     title = "Congestion control of sessions: MB/s of bulk by round trip and loss, no bottleneck"

@@ -46,13 +46,14 @@ ORDER = [
     "lossy-bulk-cubic",
     "recovery",
     "congestion",
+    "path-mtu",
     "startup",
     "fleet",
     "fleet-compile",
     "fleet-agents",
     "fleet-whole",
 ]
-SOURCES = {"cache-scale": "cache_scale"}
+SOURCES = {"cache-scale": "cache_scale", "path-mtu": "path_mtu"}
 """Scripts whose records do not begin with their name."""
 
 HEAD = """# Benchmarks

@@ -129,6 +129,7 @@ async def impaired(
     node_engine: str = "",
     host: str = "127.0.0.1",
     seed: int = 1,
+    down: Impairment | None = None,
     **options: Any,
 ) -> AsyncIterator[Impaired]:
     """One session of an agent on `engine` to an exit node on `node_engine` (the same), its datagrams through a path."""
@@ -143,7 +144,7 @@ async def impaired(
         ca = DevelopmentCA(folder / "ca")
         identity = ca.identity(["127.0.0.1", "::1"])
         _, quic_port = await node.listen_tunnel(host, 0, identity, quic_engine=node_engine or engine)  # type: ignore[arg-type]
-        path = await stack.enter_async_context(udp_path(quic_port, impairment, seed=seed, host=host))
+        path = await stack.enter_async_context(udp_path(quic_port, impairment, down=down, seed=seed, host=host))
         origins = Origins(obey.tunnels, probe=False)
         stack.push_async_callback(origins.close)
         agent = Agent(

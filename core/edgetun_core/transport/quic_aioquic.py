@@ -5,7 +5,8 @@ from __future__ import annotations
 import ssl
 import tempfile
 from collections.abc import Callable
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
@@ -15,13 +16,16 @@ from aioquic.quic.packet import QuicProtocolVersion
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport import congestion
 from edgetun_core.transport.link import ALPN
+from edgetun_core.transport.path_mtu import BlackHole
 from edgetun_core.transport.quic_connection import (
+    BLACK_HOLE_PROBES,
     CID_BYTES,
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
     MAX_PACKET_BYTES,
     MAX_STREAM_DATA_BYTES,
+    SMALLEST_PACKET_BYTES,
     Ended,
     Sink,
 )
@@ -33,6 +37,12 @@ CONGESTION_CONTROL = congestion.NAME
 
 class AioquicConnection(QuicConnection):
     """The driver's `Connection`."""
+
+    _large_packets = 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._hole = BlackHole()
 
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
         for start in range(0, len(data), segment):
@@ -68,8 +78,26 @@ class AioquicConnection(QuicConnection):
                 batch = []
             last = address
             batch.append(datagram)
+            if len(datagram) > SMALLEST_PACKET_BYTES:
+                self._large_packets += 1
         if last is not None:
             send(batch, last)
+            if self._large_packets and self._hole.is_there(
+                self._large_packets, self.losses[1], self._loss._rtt_smoothed, now
+            ):
+                self._max_datagram_size = SMALLEST_PACKET_BYTES
+
+    def handle_timer(self, now: float) -> None:
+        """Also takes a path for one of the smallest packets when large ones vanish."""
+        super().handle_timer(now)
+        if self._max_datagram_size > SMALLEST_PACKET_BYTES and self._loss._pto_count >= (
+            BLACK_HOLE_PROBES if self._handshake_complete else 1
+        ):
+            self._max_datagram_size = SMALLEST_PACKET_BYTES
+
+    @property
+    def packet_bytes(self) -> int:
+        return self._max_datagram_size
 
     @property
     def losses(self) -> tuple[int, int]:
@@ -128,14 +156,21 @@ def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
     return configuration
 
 
-def accept(configuration: QuicConfiguration, original_destination_cid: bytes) -> AioquicConnection:
+def accept(
+    configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int
+) -> AioquicConnection:
     """The listener's side of a connection that begins."""
+    if packet_bytes != configuration.max_datagram_size:
+        configuration = replace(configuration, max_datagram_size=packet_bytes)
     return AioquicConnection(configuration=configuration, original_destination_connection_id=original_destination_cid)
 
 
-def dialled(trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES) -> AioquicConnection:
+def dialled(
+    trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES, packet_bytes: int = SMALLEST_PACKET_BYTES
+) -> AioquicConnection:
     """The dialler's side."""
     configuration = _configuration(is_client=True)
+    configuration.max_datagram_size = packet_bytes
     configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:

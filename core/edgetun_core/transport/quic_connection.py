@@ -14,6 +14,14 @@ MAX_STREAM_DATA_BYTES: Final = 8 * 1024 * 1024
 """What a peer may have under way out of order; in order, the protocol's credit is the bound."""
 MAX_PACKET_BYTES: Final = 1500
 MAX_DATAGRAM_FRAME_BYTES: Final = 65_535
+SMALLEST_PACKET_BYTES: Final = 1200
+"""What every path that carries QUIC carries (RFC 9000 §14)."""
+DIAL_PACKET_BYTES: Final = 1452
+"""What a dialler tries first: Ethernet's 1,500 less the headers of IPv6 and UDP."""
+PACKET_SIZES: Final = (DIAL_PACKET_BYTES, 1350, SMALLEST_PACKET_BYTES)
+"""What a listener sends on a new connection: the largest of these that the dialler's first datagram had."""
+BLACK_HOLE_PROBES: Final = 3
+"""So many probe timeouts in a row mean that the path carries no large packets any more (RFC 8899 §4.3)."""
 CID_BYTES: Final = 8
 LOSSY_CID_BYTES: Final = 12
 """A dialler whose own connection id is this long says: the path loses packets, send by a controller that bears it."""
@@ -87,6 +95,11 @@ class Connection(BareConnection, Protocol):
     @property
     def room_bytes(self) -> int:
         """What the congestion window still takes."""
+        ...
+
+    @property
+    def packet_bytes(self) -> int:
+        """The largest UDP payload that the path is thought to carry."""
         ...
 
     @property

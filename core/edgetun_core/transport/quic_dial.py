@@ -12,13 +12,42 @@ from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, Upstre
 from edgetun_core.pki import Trust
 from edgetun_core.transport.failures import describe_dial_error, describe_quic_end
 from edgetun_core.transport.link import ALPN, LinkUser
-from edgetun_core.transport.quic_connection import CID_BYTES, LOSSY_CID_BYTES, Connection
+from edgetun_core.transport.quic_connection import (
+    CID_BYTES,
+    DIAL_PACKET_BYTES,
+    LOSSY_CID_BYTES,
+    SMALLEST_PACKET_BYTES,
+    Connection,
+)
 from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
-from edgetun_core.transport.udp import Address, UdpSocket
+from edgetun_core.transport.udp import Address, UdpSocket, forbid_fragments
 
+SMALL_FOR_S: Final = 600.0
+MAX_SMALL_PATHS: Final = 1000
 REFUSED_FOR_S: Final = 1.0
 """A peer whose host says "nobody listens there" for this long, with nothing heard meanwhile, is gone."""
+
+
+class SmallPaths:
+    """Hosts to which packets of `DIAL_PACKET_BYTES` did not get through, so that the next dial does not wait to find that out."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def packet_bytes(self, host: str, now: float) -> int:
+        """With what size to begin."""
+        return DIAL_PACKET_BYTES if self._until.get(host, 0.0) <= now else SMALLEST_PACKET_BYTES
+
+    def found(self, host: str, now: float) -> None:
+        """The first flight was too large for a host."""
+        if self.packet_bytes(host, now) == DIAL_PACKET_BYTES:
+            self._until = {each: until for each, until in self._until.items() if until > now}
+            if len(self._until) < MAX_SMALL_PATHS:
+                self._until[host] = now + SMALL_FOR_S
+
+
+small_paths = SmallPaths()
 
 
 class DialledQuicLink(QuicLink):
@@ -53,6 +82,7 @@ class _DialledEndpoint:
     def _open(self) -> UdpSocket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
+            forbid_fragments(sock)
             sock.connect(self._address)
         except BaseException:
             sock.close()
@@ -159,8 +189,13 @@ async def dial_quic(
     for position, (family, address) in enumerate(found):
         share_s = (until - loop.time()) / (len(found) - position)
         try:
-            connection = packets.dialled(trust, name, cid_bytes=cid_bytes)
-            return await _dial_one(connection, engine, family, address, (host, port), user, share_s, name)
+            connection = packets.dialled(
+                trust, name, cid_bytes=cid_bytes, packet_bytes=small_paths.packet_bytes(address[0], time.monotonic())
+            )
+            link = await _dial_one(connection, engine, family, address, (host, port), user, share_s, name)
+            if connection.packet_bytes < DIAL_PACKET_BYTES:
+                small_paths.found(address[0], time.monotonic())
+            return link
         except UpstreamUnreachable as error:
             failure = error
     assert failure is not None

@@ -14,12 +14,12 @@ from edgetun_core.errors import Draining, EdgetunError, LimitExceeded, ProtocolE
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.transport.failures import describe_listen_error
 from edgetun_core.transport.link import ALPN, LinkUser
-from edgetun_core.transport.quic_connection import LOSSY_CID_BYTES
+from edgetun_core.transport.quic_connection import LOSSY_CID_BYTES, PACKET_SIZES, SMALLEST_PACKET_BYTES
 from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_endpoint import FirstContact, QuicEndpoint
 from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
 from edgetun_core.transport.quic_peer import CLOSE_TIMEOUT_S
-from edgetun_core.transport.udp import bind_udp
+from edgetun_core.transport.udp import bind_udp, forbid_fragments
 
 
 class QuicListener(QuicEndpoint[QuicLink]):
@@ -60,7 +60,8 @@ class QuicListener(QuicEndpoint[QuicLink]):
 
     def _make(self, first: FirstContact) -> tuple[QuicLink, bytes]:
         engine = LOSSY_ENGINE if len(first.client_cid) == LOSSY_CID_BYTES else self._engine
-        connection = library(engine).accept(self._configuration(engine), first.original_cid)
+        packet_bytes = next((size for size in PACKET_SIZES if size <= first.size_bytes), SMALLEST_PACKET_BYTES)
+        connection = library(engine).accept(self._configuration(engine), first.original_cid, packet_bytes=packet_bytes)
         return QuicLink(engine, connection, self, None, is_dialler=False), connection.host_cid
 
     # --- called by the links
@@ -108,6 +109,7 @@ async def listen_quic(
         found = await loop.getaddrinfo(host or "::", port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         sock = bind_udp(family, address, reuse_port=reuse_port)
+        forbid_fragments(sock)
     except OSError as error:
         raise describe_listen_error(error, host, port, "UDP") from error
     try:

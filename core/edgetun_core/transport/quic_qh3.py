@@ -11,6 +11,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, cast
 
 from qh3.quic import events
@@ -20,13 +21,16 @@ from qh3.quic.packet import QuicProtocolVersion
 
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.link import ALPN
+from edgetun_core.transport.path_mtu import BlackHole
 from edgetun_core.transport.quic_connection import (
+    BLACK_HOLE_PROBES,
     CID_BYTES,
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
     MAX_PACKET_BYTES,
     MAX_STREAM_DATA_BYTES,
+    SMALLEST_PACKET_BYTES,
     Ended,
     Sink,
 )
@@ -37,22 +41,37 @@ NAME = "qh3"
 JOIN_FROM_EVENTS: Final = 64
 """More events than this in one burst are pieces of a packet each; a burst of whole reads makes up to 16."""
 
+PACKETS_TAKEN: Final = 2
+"""Where the packet core's report has the number of packets that were authentic."""
+
 
 class Qh3Connection(QuicConnection):
     """The driver's `Connection`.
 
     Counts for itself what may be sent to an address that is not validated yet (RFC 9000 §8.1): the library counts a client's
     padding behind its Initial packet for nothing, and then fails instead of waiting.
+
+    A listener's connection tells the library one port per IP address of the peer. The library knows four addresses at most per connection and
+    drops what comes from a fifth, which a NAT that forgets now and then would reach within hours. Another port of the address that
+    is known already needs no validation: what is sent there reaches the same host (RFC 9000 §9.3 guards against others).
     """
 
+    _is_capped = False
+    _large_packets = 0
     _sent_packets = 0
     _received_bytes = 0
     _sent_bytes = 0
     _held: list[tuple[bytes, Address]]
+    _hole: BlackHole
+    _told: dict[str, Address]
+    _latest: dict[str, Address]
 
     def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
         retry = self._retry_source_connection_id
         self._held = []
+        self._hole = BlackHole()
+        self._told = {remote_addr[0]: remote_addr}
+        self._latest = {}
         if retry is None:
             self._retry_source_connection_id = b""  # makes the library take the address for validated
         super()._create_core(remote_addr, initial_dcid, now)
@@ -60,14 +79,19 @@ class Qh3Connection(QuicConnection):
 
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
         core = self._core
-        if not self._handshake_complete:
+        if core is None or not self._handshake_complete:
             self._received_bytes += len(data)
-        if core is None or not self._handshake_complete or len(data) <= segment:
             for start in range(0, len(data), segment):
                 self.receive_datagram(data[start : start + segment], address, now)
-        else:
+            return
+        if self._is_client:
             core.receive_gro_buffer(data, segment, address, now)
-            self._drain_core()
+        else:
+            report = core.receive_gro_buffer(data, segment, self._told.get(address[0], address), now)
+            if report[PACKETS_TAKEN]:  # anybody may write an address into a datagram that is none
+                self._told.setdefault(address[0], address)
+                self._latest[address[0]] = address
+        self._drain_core()
 
     def pump(self, sink: Sink) -> None:
         waiting = self._events
@@ -118,16 +142,52 @@ class Qh3Connection(QuicConnection):
         if datagram is None:
             return
         address = datagram[1]
-        batch = [datagram[0]]
+        batch = [self._first_flight(datagram[0]) if self._is_client and not self._handshake_complete else datagram[0]]
         while (datagram := poll(now)) is not None:
             if datagram[1] != address:  # a path is being probed
-                send(batch, address)
+                send(batch, self._address(address))
                 address = datagram[1]
                 batch = []
             batch.append(datagram[0])
             self._sent_packets += 1
+            if len(datagram[0]) > SMALLEST_PACKET_BYTES:
+                self._large_packets += 1
         self._sent_packets += 1
-        send(batch, address)
+        send(batch, self._address(address))
+        if self._large_packets and not self._is_capped and self._handshake_complete:
+            core = self._core
+            if self._hole.is_there(self._large_packets, core.loss_total, core.smoothed_rtt or 0.0, now):
+                self._cap()
+
+    def _first_flight(self, datagram: bytes) -> bytes:
+        """An Initial packet's datagram made as large as packets are to be, so that it tries the path; the library fills it to 1,200 only.
+
+        Bytes behind the last packet mean nothing (RFC 9000 §12.2).
+        """
+        is_initial = datagram[0] & 0xB0 == 0x80
+        return datagram.ljust(self.packet_bytes, b"\0") if is_initial else datagram
+
+    def _address(self, told: Address) -> Address:
+        """Where to send what the library has for an address it was told."""
+        return self._latest.get(told[0], told) if self._latest else told
+
+    def handle_timer(self, now: float) -> None:
+        """Also takes a path for one of the smallest packets when large ones vanish, which the library does for first flights only."""
+        super().handle_timer(now)
+        core = self._core
+        if core is None or self._is_capped or core.active_path[5] <= SMALLEST_PACKET_BYTES:
+            return
+        if core.pto_count >= (BLACK_HOLE_PROBES if self._handshake_complete else 1):
+            self._cap()
+
+    def _cap(self) -> None:
+        """The library lowers its packets' size to what the peer says it takes, whenever it says so."""
+        parameters = None if self._tls is None else self._tls.remote_transport_parameters
+        if parameters is not None and self._transport_parameters_applied:
+            self._is_capped = True
+            parameters.max_udp_payload_size = SMALLEST_PACKET_BYTES
+            self._applied_transport_parameters = None
+            self._drain_tls()
 
     def _transmit_limited(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
         """At most three times what came in; the rest is held until more comes, or the handshake is through."""
@@ -141,6 +201,10 @@ class Qh3Connection(QuicConnection):
             self._sent_bytes += size
             datagram, address = self._held.pop(0)
             send([datagram], address)
+
+    @property
+    def packet_bytes(self) -> int:
+        return SMALLEST_PACKET_BYTES if self._core is None else self._core.active_path[5]
 
     @property
     def losses(self) -> tuple[int, int]:
@@ -198,7 +262,7 @@ class Qh3Connection(QuicConnection):
     @property
     def peer(self) -> Address:
         if self._core is not None:
-            return self._core.active_path[2]
+            return self._address(self._core.active_path[2])
         return cast("Address", self._remote_addr or ("", 0))
 
     @property
@@ -213,14 +277,19 @@ def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
     return configuration
 
 
-def accept(configuration: QuicConfiguration, original_destination_cid: bytes) -> Qh3Connection:
+def accept(configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int) -> Qh3Connection:
     """The listener's side of a connection that begins."""
+    if packet_bytes != configuration.max_datagram_size:
+        configuration = replace(configuration, max_datagram_size=packet_bytes)
     return Qh3Connection(configuration=configuration, original_destination_connection_id=original_destination_cid)
 
 
-def dialled(trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES) -> Qh3Connection:
+def dialled(
+    trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES, packet_bytes: int = SMALLEST_PACKET_BYTES
+) -> Qh3Connection:
     """The dialler's side."""
     configuration = _configuration(is_client=True)
+    configuration.max_datagram_size = packet_bytes
     configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:

@@ -31,6 +31,9 @@ WANTED_BUFFER_BYTES: Final = 7_500_000
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
+IP_MTU_DISCOVER: Final = 10
+IPV6_MTU_DISCOVER: Final = 23
+PMTUDISC_PROBE: Final = 3
 GSO_MAX_SEGMENTS: Final = 64
 GSO_MAX_BYTES: Final = 65_000
 
@@ -262,6 +265,20 @@ def bind_udp(family: int, address: Any, *, reuse_port: bool = False) -> socket.s
         sock.close()
         raise
     return sock
+
+
+def forbid_fragments(sock: socket.socket) -> None:
+    """Datagrams that are too large for the path are lost instead of cut (RFC 9000 §14), whatever the kernel remembers of the path."""
+    for level, option, name in (
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER, "IPv4"),
+        (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, "IPv6"),
+    ):
+        if name == "IPv6" and sock.family != socket.AF_INET6:
+            continue
+        try:
+            sock.setsockopt(level, option, PMTUDISC_PROBE)
+        except OSError:
+            pass  # no Linux, or a socket of the other family: what is too large is found out by its loss all the same
 
 
 def plain_address(address: Address) -> tuple[str, int]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 from support.impairment.wire import GOOD, Impairment, Wire
 
 Address = tuple[Any, ...]
+
+SO_RCVBUFFORCE = 33
+BUFFER_BYTES = 8 * 1024 * 1024
 
 
 class UdpPath(asyncio.DatagramProtocol):
@@ -56,6 +60,7 @@ class UdpPath(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._front = transport
+        _grow(transport)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         back = self._backs.get(addr)
@@ -100,6 +105,15 @@ class UdpPath(asyncio.DatagramProtocol):
             back.close()
 
 
+def _grow(transport: asyncio.DatagramTransport) -> None:
+    """What is lost is to be lost by the weather: a burst waits in the kernel while the loop is busy, as far as the kernel lets it."""
+    sock = transport.get_extra_info("socket")
+    for option in (SO_RCVBUFFORCE, socket.SO_RCVBUF):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+            return
+
+
 class _Back(asyncio.DatagramProtocol):
     """A dialler's port at the target's side. What comes before it is bound waits, within reason."""
 
@@ -114,6 +128,7 @@ class _Back(asyncio.DatagramProtocol):
     async def bind(self, target: Address) -> None:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=(target[0], target[1]))
+        _grow(self._transport)
         early, self._early = self._early, []
         for data in early:
             self._transport.sendto(data)
