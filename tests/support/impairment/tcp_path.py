@@ -47,6 +47,11 @@ class TcpPath:
         """One connection carries nothing any more, the others go on; `number` counts from 0 in the order in which they came."""
         self._stalled |= {(number, is_up) for is_up, is_meant in ((True, up), (False, down)) if is_meant}
 
+    def rebind(self) -> None:
+        """The NAT forgets: what goes on over the connections of before gets lost, and new ones work."""
+        for number in range(self.connections):
+            self.stall(number)
+
     def reset_all(self) -> None:
         """Every connection gets a RST both ways, now."""
         for writers in list(self._open.values()):
