@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: chart-if-helm help setup demo test test-unit check lint format types layers generated generate bench fuzz chart kind-up kind-down clean
+.PHONY: chart-if-helm help setup demo test test-unit check lint format types layers generated generate bench fuzz soak chart kind-up kind-down clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ bench: $(SETUP)  ## Run the benchmarks beside their peers (long; wants a quiet m
 
 fuzz: $(SETUP)  ## Fuzz every parser of network bytes for FUZZ_SECONDS (default 60) each
 	@$(BIN)/python tests/fuzz/run.py --seconds $${FUZZ_SECONDS:-60}
+
+soak: $(SETUP)  ## Put everything at once on real processes for half an hour, and look for leaks
+	@$(BIN)/python tests/fault/soak.py --record docs/soak.md
 
 # helm from PATH, or the one that the tests on a real Kubernetes have built (tests/kube)
 HELM ?= $(shell command -v helm || ls $${XDG_CACHE_HOME:-$$HOME/.cache}/edgetun-kube/bin/helm 2>/dev/null)

@@ -7,12 +7,13 @@ the time limit of the test that needs them begins to run.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from support.cluster import ControlPlane
 from support.kube_binaries import Binaries, NotHere, find_or_build
 from support.node import what_is_missing_for_a_node
 
@@ -90,6 +91,14 @@ def _tell(config: pytest.Config, line: str) -> None:
 def control_plane_binaries(pytestconfig: pytest.Config) -> Binaries:
     """The programs of a control plane, found or built; a test without them is skipped, or fails under EDGETUN_REQUIRE_ALL."""
     return _found(pytestconfig, "control plane")
+
+
+@pytest.fixture(scope="session")
+def cluster(control_plane_binaries: Binaries) -> Iterator[ControlPlane]:
+    """etcd, kube-apiserver, controller-manager and scheduler; no nodes, so no pod ever runs."""
+    plane = ControlPlane(control_plane_binaries)
+    yield plane
+    plane.close()
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,11 @@ def _application(
 ) -> WSGIApplication:
     from prometheus_client.exposition import make_wsgi_app
 
-    metrics = make_wsgi_app(build_registry(collect))
+    from edgetun_core.process_metrics import register_process
+
+    registry = build_registry(collect)
+    register_process(registry, loop)
+    metrics = make_wsgi_app(registry)
 
     def answer(start: StartResponse, status: str, body: dict[str, Any]) -> list[bytes]:
         data = (json.dumps(body, default=str) + "\n").encode()

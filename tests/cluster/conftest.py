@@ -15,18 +15,9 @@ import pytest
 import yaml
 
 from support.cluster import ControlPlane
-from support.kube_binaries import Binaries
 from support.kube_client import KubeClient, Object
 from support.manifests import read_crds
 from support.requirements import missing
-
-
-@pytest.fixture(scope="session")
-def cluster(control_plane_binaries: Binaries) -> Iterator[ControlPlane]:
-    """etcd, kube-apiserver, controller-manager and scheduler; no nodes, so no pod ever runs."""
-    plane = ControlPlane(control_plane_binaries)
-    yield plane
-    plane.close()
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,6 @@ from support.operator import (
 )
 from support.waiting import wait_for
 
-commands.MODULES.setdefault("edgetun-control", "edgetun_control.main")
 Apply = Callable[..., Object]
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -49,7 +50,8 @@ def test_metrics_are_read_when_they_are_scraped_and_are_valid_openmetrics(admin:
     assert headers["Content-Type"].startswith("application/openmetrics-text")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     assert families["edgetun_agent_requests"].samples[0].value == 41
-    assert set(families) == {"edgetun_agent_requests", "edgetun_agent_sessions"}
+    own = {name for name in families if not name.startswith("process_")}
+    assert own == {"edgetun_agent_requests", "edgetun_agent_sessions", "edgetun_threads"}
 
 
 def test_readiness_says_why_not(admin: AdminServer) -> None:
@@ -138,3 +140,25 @@ def test_connections_beyond_the_bound_are_closed_and_the_rest_are_served(admin: 
 def test_a_taken_port_is_an_error_for_people(admin: AdminServer) -> None:
     with pytest.raises(ConfigError, match=rf"127.0.0.1:{admin.port} .*choose another"):
         start_admin("127.0.0.1", admin.port, collect, lambda: (True, {}))
+
+
+async def test_every_process_tells_its_memory_descriptors_threads_and_tasks() -> None:
+    server = start_admin("127.0.0.1", 0, collect, lambda: (True, {}))
+    waiting = [asyncio.create_task(asyncio.sleep(30)) for _ in range(5)]
+    try:
+        _, _, body = await asyncio.to_thread(get, server, "/metrics")
+        told = {line.split()[0]: float(line.split()[1]) for line in body.decode().splitlines() if line[0] != "#"}
+        assert told["edgetun_event_loop_tasks"] == 6  # and this test
+        assert told["edgetun_threads"] >= 2
+        if sys.platform == "linux":
+            assert told["process_resident_memory_bytes"] > 1_000_000
+            sockets = [socket.socket() for _ in range(20)]
+            _, _, more = await asyncio.to_thread(get, server, "/metrics")
+            for one in sockets:
+                one.close()
+            fds = {line.split()[0]: float(line.split()[1]) for line in more.decode().splitlines() if line[0] != "#"}
+            assert fds["process_open_fds"] >= told["process_open_fds"] + 15
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.to_thread(server.close)

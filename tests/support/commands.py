@@ -24,6 +24,7 @@ DEADLINE_S = 20.0
 MODULES = {
     "edgetun": "edgetun.cli",
     "edgetun-agent": "edgetun_agent.main",
+    "edgetun-control": "edgetun_control.main",
     "edgetun-exitnode": "edgetun_exitnode.main",
 }
 

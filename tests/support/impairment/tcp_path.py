@@ -62,8 +62,8 @@ class TcpPath:
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
 
-    async def start(self, host: str) -> None:
-        self._server = await asyncio.start_server(self._accepted, host, 0, limit=READ_BYTES)
+    async def start(self, host: str, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._accepted, host, port, limit=READ_BYTES)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,11 +138,17 @@ class TcpPath:
 
 @contextlib.asynccontextmanager
 async def tcp_path(
-    target_port: int, both: Impairment = GOOD, *, down: Impairment | None = None, seed: int = 1, host: str = "127.0.0.1"
+    target_port: int,
+    both: Impairment = GOOD,
+    *,
+    down: Impairment | None = None,
+    seed: int = 1,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[TcpPath]:
-    """A path to `target_port`; its own port is `path.port`."""
+    """A path to `target_port`; its own port is `path.port`, a free one unless `port` says which."""
     path = TcpPath((host, target_port), both, down or both, seed)
-    await path.start(host)
+    await path.start(host, port)
     try:
         yield path
     finally:

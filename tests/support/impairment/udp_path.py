@@ -159,12 +159,18 @@ class _Back(asyncio.DatagramProtocol):
 
 @contextlib.asynccontextmanager
 async def udp_path(
-    target_port: int, both: Impairment = GOOD, *, down: Impairment | None = None, seed: int = 1, host: str = "127.0.0.1"
+    target_port: int,
+    both: Impairment = GOOD,
+    *,
+    down: Impairment | None = None,
+    seed: int = 1,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[UdpPath]:
-    """A path to `target_port`; its own port is `path.port`."""
+    """A path to `target_port`; its own port is `path.port`, a free one unless `port` says which."""
     loop = asyncio.get_running_loop()
     _, path = await loop.create_datagram_endpoint(
-        lambda: UdpPath((host, target_port), both, down or both, seed), local_addr=(host, 0)
+        lambda: UdpPath((host, target_port), both, down or both, seed), local_addr=(host, port)
     )
     try:
         yield path
