@@ -50,6 +50,11 @@ class End:
 
     namespace: str
     address: str
+    device: str
+
+    def set_mtu(self, mtu_bytes: int) -> None:
+        """What this end's interface says from now on; the other end is not told."""
+        _ip("-n", self.namespace, "link", "set", self.device, "mtu", str(mtu_bytes))
 
     @property
     def enter(self) -> list[str]:
@@ -97,25 +102,27 @@ def packet_path(
 ) -> Iterator[PacketPath]:
     """Makes the namespaces and the process, and takes all away at the end. `mtu_bytes` is what the interfaces say."""
     mark = secrets.token_hex(3)
-    near, far = End(f"edgetun-{mark}-near", "10.77.0.1"), End(f"edgetun-{mark}-far", "10.77.0.2")
+    near = End(f"edgetun-{mark}-near", "10.77.0.1", f"et{mark}n")
+    far = End(f"edgetun-{mark}-far", "10.77.0.2", f"et{mark}f")
     process: subprocess.Popen[bytes] | None = None
     try:
         for end in (near, far):
             _ip("netns", "add", end.namespace)
             _ip("-n", end.namespace, "link", "set", "lo", "up")
-        names = [f"et{mark}n", f"et{mark}f"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "support.impairment.packet_path", *names, str(seed)],
+            [sys.executable, "-m", "support.impairment.packet_path", near.device, far.device, str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         path = PacketPath(near, far, process)
         path.counts()  # the interfaces are there
-        for end, name, peer in ((near, names[0], far), (far, names[1], near)):
-            _ip("link", "set", name, "netns", end.namespace)
-            _ip("-n", end.namespace, "addr", "add", end.address, "peer", peer.address, "dev", name)
-            _ip("-n", end.namespace, "link", "set", name, "mtu", str(mtu_bytes), "txqueuelen", str(QUEUE_PACKETS), "up")
+        for end, peer in ((near, far), (far, near)):
+            _ip("link", "set", end.device, "netns", end.namespace)
+            inside = ("-n", end.namespace)
+            _ip(*inside, "addr", "add", end.address, "peer", peer.address, "dev", end.device)
+            words = ("mtu", str(mtu_bytes), "txqueuelen", str(QUEUE_PACKETS), "up")
+            _ip(*inside, "link", "set", end.device, *words)
         path.set(up=both, down=down or both)
         yield path
     finally:
