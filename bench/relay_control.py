@@ -41,6 +41,9 @@ async def run(folder: Path, origin: str, control_port: int, tunnel_port: int, tr
         transport=transport,
         sessions=1,
     )
+    # Before the node obeys, it knows no agent.
+    while not any(node.name.node == "holder" and node.feed.is_current for node in control.fleet):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
     agent.start()
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 import support.crowds
 from edgetun_core.process import raise_open_files_limit
@@ -28,7 +29,7 @@ from support.visitors import Answer, Visitor
 from support.waiting import eventually
 from support.whole import HOST, TUNNEL, snapshot
 
-VISITORS = int(os.environ.get("EDGETUN_FLEET_VISITORS", "3000"))
+VISITORS = int(os.environ.get("EDGETUN_FLEET_VISITORS", "5000"))
 """Of each crowd. With 10000 on a quiet machine it is the whole one."""
 SPARE_FILES = 2_000
 NODES, HOLDERS = 5, 3
@@ -145,6 +146,7 @@ async def send_crowd(
     assert asked
 
 
+@pytest.mark.timeout(240)
 async def test_a_crowd_over_five_nodes_is_one_request_per_lifetime_also_while_the_owner_dies(tmp_path: Path) -> None:
     if raise_open_files_limit() < VISITORS + SPARE_FILES:
         missing(f"a limit of {VISITORS + SPARE_FILES} open files (ulimit -Hn)")
