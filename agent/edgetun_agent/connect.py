@@ -21,8 +21,9 @@ from edgetun_agent.dialling import AgentSession, Attempt
 from edgetun_agent.endpoints import Failures, decide_crowded, decide_endpoint
 from edgetun_agent.lossy import LossMemory
 from edgetun_agent.observe import AgentCounters, AgentListener, SessionView, SilentListener
-from edgetun_agent.probe import goes_by
-from edgetun_agent.race import Transport, UdpMemory, Wanted, decide_better, decide_transports
+from edgetun_agent.probe import goes_by, handshake_time_s
+from edgetun_agent.race import Transport, Wanted, decide_better, decide_transports
+from edgetun_agent.udp_memory import PathState, UdpMemory
 from edgetun_core.enrollment import Endpoint
 from edgetun_core.errors import AuthError, ConfigError, EdgetunError
 from edgetun_core.http.exchange import Handler
@@ -43,6 +44,8 @@ LEAVE_SLOW_PATH_WITHIN_S = 3600.0
 LOSES_PACKETS = "the path loses packets, which another congestion control bears better"
 BETTER_THAN_WEBSOCKET_S = 60.0
 """How long a session in a WebSocket goes on before plain TLS is tried again, where nothing is known of UDP."""
+PROBE_S = 3.0
+"""What a probe of QUIC gets: a packet that was lost is sent again after one second, and after three."""
 GOODBYE_S = 1.5
 """How long the last frames may take to leave when the agent stops."""
 
@@ -198,7 +201,7 @@ class Agent:
     @property
     def sessions(self) -> list[SessionView]:
         """The sessions as people see them, oldest first."""
-        return [_view(session) for session in self._sessions if session.opened_at and not session.is_over]
+        return [self._view(session) for session in self._sessions if session.opened_at and not session.is_over]
 
     # ---- for slots
 
@@ -272,6 +275,25 @@ class Agent:
         """Whether QUIC may reach the endpoint: no proxy carries it, unless somebody wants nothing else."""
         return endpoint.quic_port > 0 and (self.transport == "quic" or not goes_by(self.way, endpoint))
 
+    async def has_shown_health(self, endpoint: Endpoint) -> bool:
+        """Probes QUIC to an endpoint where it is in doubt; True when it has been well for long enough."""
+        udp = self.udp(endpoint)
+        udp.claim(monotonic())
+        answered = await handshake_time_s(endpoint, self.trust, self.quic_engine, PROBE_S) > 0
+        self.counters.probes[answered] += 1
+        is_well = udp.probed(answered, monotonic(), self.chance())
+        self.sessions_changed()
+        return is_well
+
+    def path_of(self, session: AgentSession) -> tuple[PathState, float | None]:
+        """How a session's transport stands to the best one, and in how many seconds that changes at the earliest."""
+        udp = self.udp(session.endpoint)
+        is_fallback = self.transport == "auto" and session.transport != "quic" and self.has_quic(session.endpoint)
+        if not is_fallback:
+            return "preferred", None
+        now = monotonic()
+        return udp.state, max(0.0, (udp.healthy_at(now) or udp.probe_at) - now)
+
     def attempt(self, endpoint: Endpoint, session_id: str, transports: tuple[Transport, ...] = ()) -> Attempt:
         """Prepares one race, of those that are wanted unless `transports` says which.
 
@@ -325,7 +347,7 @@ class Agent:
         if self._trouble:
             self._trouble = ""
             log.info("connected again")
-        view = _view(session)
+        view = self._view(session)
         log.info("connected to %s over %s", view.node, view.transport)
         self._look_at_clock(session)
         if attempt.generation != self._generation:
@@ -389,6 +411,23 @@ class Agent:
             self._notices.add(message)
             log.warning("%s", message)
             self.listener.on_trouble(message)
+
+    def _view(self, session: AgentSession) -> SessionView:
+        runner = session.runner
+        assert runner is not None
+        welcome = runner.welcome
+        path, changes_in_s = self.path_of(session)
+        return SessionView(
+            node=(welcome.node if welcome is not None else "") or session.endpoint.host,
+            endpoint=session.endpoint.host,
+            transport=session.transport,
+            rtt_s=runner.rtt_s,
+            in_flight=runner.in_flight,
+            is_draining=session.is_draining,
+            since=session.opened_at,
+            path=path,
+            changes_in_s=changes_in_s,
+        )
 
     def _look_at_clock(self, session: AgentSession) -> None:
         assert session.runner is not None
@@ -466,6 +505,7 @@ class _Slot:
         better = await self._until_over_or_better(session)
         if better is not None:
             agent.leave_when_done(session, LEAVE_WITHIN_S, f"{better.transport} works again")
+            agent.counters.returns += better.transport == "quic"
             self.session = better
             agent.spread()
             return await self._hold(better)
@@ -499,23 +539,33 @@ class _Slot:
             if agent.transport == "auto":
                 endpoint = session.endpoint
                 better = decide_better(session.transport, agent.has_quic(endpoint), endpoint.tls_port > 0)
-            udp = agent.udp(session.endpoint)
             wait_s = None
-            if better and udp.times:
-                wait_s = max(0.1, udp.dead_until - monotonic())
-            elif "tls" in better:
-                wait_s = BETTER_THAN_WEBSOCKET_S
+            if "quic" in better:
+                # Not in doubt: another session of the agent has gone back already.
+                wait_s = max(0.1, agent.udp(session.endpoint).probe_at - monotonic())
+            if "tls" in better:
+                wait_s = BETTER_THAN_WEBSOCKET_S if wait_s is None else min(wait_s, BETTER_THAN_WEBSOCKET_S)
             try:
                 async with asyncio.timeout(wait_s):
                     await session.until(lambda: session.is_over or session.is_draining or bool(session.leaving_for))
                 return None
             except TimeoutError:
                 pass
+            if "quic" in better and not await self._is_quic_well(session.endpoint):
+                better = tuple(one for one in better if one != "quic")
+                if not better:
+                    continue
             found = await self._try(session.endpoint, better)
             if found is not None and not session.is_over:
                 return found
             if found is not None:
                 agent.leave_when_done(found, 0.0, "not needed")
+
+    async def _is_quic_well(self, endpoint: Endpoint) -> bool:
+        udp = self._agent.udp(endpoint)
+        if not udp.is_in_doubt:
+            return True
+        return monotonic() >= udp.probe_at and await self._agent.has_shown_health(endpoint)
 
     async def _try(self, endpoint: Endpoint, transports: tuple[Transport, ...]) -> AgentSession | None:
         agent = self._agent
@@ -525,7 +575,8 @@ class _Slot:
             session = await attempt.run()
         except EdgetunError as error:
             log.debug("%s still does not open to %s: %s", " or ".join(transports), endpoint.host, error)
-            agent.udp(endpoint).lost_to_tls(monotonic(), agent.chance())
+            if "quic" in transports:
+                agent.udp(endpoint).lost_to_tls(monotonic(), agent.chance())
             return None
         self.session_id = session_id
         agent.opened(attempt)
@@ -542,18 +593,3 @@ class _Slot:
 
 def _is_serving(session: AgentSession) -> bool:
     return session.opened_at > 0 and not session.is_over and not session.is_draining
-
-
-def _view(session: AgentSession) -> SessionView:
-    runner = session.runner
-    assert runner is not None
-    welcome = runner.welcome
-    return SessionView(
-        node=(welcome.node if welcome is not None else "") or session.endpoint.host,
-        endpoint=session.endpoint.host,
-        transport=session.transport,
-        rtt_s=runner.rtt_s,
-        in_flight=runner.in_flight,
-        is_draining=session.is_draining,
-        since=session.opened_at,
-    )

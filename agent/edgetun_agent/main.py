@@ -311,6 +311,11 @@ def readiness(agent: Agent) -> tuple[bool, dict[str, Any]]:
         "sessions": len(sessions),
         "serving": sum(not view.is_draining for view in sessions),
         "transports": sorted({view.transport for view in sessions}),
+        "paths": [
+            {"node": view.node, "transport": view.transport, "state": view.path}
+            | ({} if view.changes_in_s is None else {"changes_in_s": round(view.changes_in_s, 1)})
+            for view in sessions
+        ],
     }
     if error is not None:
         details["last_error"] = str(error)

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from edgetun_agent.origin.health import HealthState
+from edgetun_agent.udp_memory import STATES
 from edgetun_core import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ def collect_agent(agent: Agent, origins: Origins) -> Iterable[Metric]:
     for transport, count in open_now.items():
         sessions.add_metric([transport], count)
     yield sessions
+    paths = GaugeMetricFamily(
+        "edgetun_agent_paths",
+        "Sessions by how their transport stands to the best one: on it (preferred), on another since QUIC does not get through "
+        "(fallback), or while QUIC shows how well it is (recovering).",
+        labels=["state"],
+    )
+    for state in STATES:
+        paths.add_metric([state], sum(view.path == state for view in views))
+    yield paths
     rtts = [view.rtt_s for view in views if view.rtt_s is not None]
     if rtts:
         yield GaugeMetricFamily(
@@ -51,6 +61,15 @@ def collect_agent(agent: Agent, origins: Origins) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "edgetun_agent_transport_fallbacks", "Sessions on TLS since QUIC did not open.", value=counters.fallbacks
     )
+    yield CounterMetricFamily(
+        "edgetun_agent_transport_returns", "Sessions that went back to QUIC.", value=counters.returns
+    )
+    probes = CounterMetricFamily(
+        "edgetun_agent_quic_probes", "Probes of QUIC while it was in doubt.", labels=["result"]
+    )
+    for answered, count in counters.probes.items():
+        probes.add_metric(["answered" if answered else "silent"], count)
+    yield probes
     yield from collect_origins(origins)
 
 

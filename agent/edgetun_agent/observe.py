@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from edgetun_agent.udp_memory import PathState
 from edgetun_core.errors import EdgetunError
 from edgetun_core.http.message import RequestHead
 
@@ -49,7 +50,7 @@ class OriginCounters:
 class AgentCounters:
     """Of the agent's sessions, since it started. Plain ints."""
 
-    __slots__ = ("connect_failures", "fallbacks", "reconnects", "sessions_opened")
+    __slots__ = ("connect_failures", "fallbacks", "probes", "reconnects", "returns", "sessions_opened")
 
     def __init__(self) -> None:
         self.sessions_opened = 0
@@ -57,6 +58,10 @@ class AgentCounters:
         self.connect_failures = 0
         self.fallbacks = 0
         """Sessions that opened on TLS although QUIC was tried."""
+        self.returns = 0
+        """Sessions that went back to QUIC."""
+        self.probes = {True: 0, False: 0}
+        """Of QUIC while it was in doubt, by whether they were answered."""
 
 
 class RequestLine(NamedTuple):
@@ -115,6 +120,10 @@ class SessionView:
     is_draining: bool
     since: float
     """Monotonic seconds when it opened."""
+    path: PathState = "preferred"
+    """How its transport stands to the best one."""
+    changes_in_s: float | None = None
+    """When QUIC is tried, or gone back to, at the earliest; None on the best transport."""
 
 
 class AgentListener(Protocol):

@@ -112,7 +112,7 @@ async def connect_time_s(endpoint: Endpoint, way: Way | None = None) -> float:
     return max(took_s, 1e-6)
 
 
-async def handshake_time_s(endpoint: Endpoint, trust: Trust, engine: str) -> float:
+async def handshake_time_s(endpoint: Endpoint, trust: Trust, engine: str, timeout_s: float = TRY_TIMEOUT_S) -> float:
     """What QUIC measured as its round trip, else the time of the handshake."""
     began = monotonic()
     user = _Nobody()
@@ -123,7 +123,7 @@ async def handshake_time_s(endpoint: Endpoint, trust: Trust, engine: str) -> flo
             endpoint.quic_port,
             trust=trust,
             user=user,
-            timeout_s=TRY_TIMEOUT_S,
+            timeout_s=timeout_s,
             server_name=endpoint.server_name or None,
         )
     except EdgetunError:

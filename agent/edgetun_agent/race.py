@@ -1,4 +1,4 @@
-"""Which transport a session gets: QUIC first, TLS when QUIC fails or is slow, and what is remembered of dead UDP. Pure.
+"""Which transport a session gets: QUIC first, TLS when QUIC fails or is slow. Pure; udp_memory.py remembers dead UDP.
 
 A lost packet is no reason to fall back: QUIC repeats its first flight after a second, so the head start is two.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
+from edgetun_agent.udp_memory import UdpMemory
 from edgetun_core.errors import EdgetunError
 
 Transport = Literal["quic", "tls", "websocket"]
 Wanted = Literal["auto", "quic", "tls", "websocket"]
 
 HEAD_START_S: Final = 2.0
-UDP_DEAD_FIRST_S: Final = 30.0
-UDP_DEAD_MOST_S: Final = 600.0
 
 
 # What happens to a race.
@@ -148,32 +147,6 @@ class Race:
         if not self._running:
             return [GaveUp(tuple(self._errors[other] for other in self._order))]
         return []
-
-
-@dataclass(slots=True)
-class UdpMemory:
-    """Whether QUIC is worth trying first with one endpoint.
-
-    It is thought dead when TLS opened and QUIC did not, for longer each time; when both failed nothing is learnt about UDP.
-    """
-
-    dead_until: float = 0.0
-    times: int = 0
-
-    def is_dead(self, now: float) -> bool:
-        """Whether to start with TLS at once."""
-        return now < self.dead_until
-
-    def lost_to_tls(self, now: float, chance: float) -> None:
-        """TLS opened and QUIC did not; `chance` in [0, 1) spreads the agents' next tries."""
-        self.times += 1
-        bound_s = min(UDP_DEAD_MOST_S, UDP_DEAD_FIRST_S * 2.0 ** min(self.times - 1, 16))
-        self.dead_until = now + bound_s * (0.75 + 0.5 * chance)
-
-    def opened(self) -> None:
-        """A QUIC session opened."""
-        self.dead_until = 0.0
-        self.times = 0
 
 
 def decide_transports(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgetun_agent.connect import Agent
-from edgetun_agent.observe import RecentRequests
+from edgetun_agent.observe import RecentRequests, SessionView
 from edgetun_agent.origin.health import HealthState
 from edgetun_agent.serve import Origins
 from edgetun_core.terminal.display import DisplayState, OriginRow, RecentRow, SessionRow, UrlRow
@@ -59,10 +59,23 @@ def session_rows(agent: Agent) -> list[SessionRow]:
             "draining" if view.is_draining else "connected",
             rtt_ms=None if view.rtt_s is None else view.rtt_s * 1000,
             since_s=max(0.0, time.monotonic() - view.since),
+            note=path_note(view),
         )
         for view in agent.sessions
     ]
     return rows or [SessionRow("no exit node", "connecting again", "lost")]
+
+
+def path_note(view: SessionView) -> str:
+    """Why a session is not on the best transport, in the words of the display."""
+    left = f"{view.changes_in_s or 0.0:.0f} s"
+    match view.path:
+        case "preferred":
+            return ""
+        case "fallback":
+            return f"QUIC does not get through, next try in {left}"
+        case "recovering":
+            return f"QUIC answers again, back to it in {left}"
 
 
 def origin_rows(origins: Origins) -> list[OriginRow]:

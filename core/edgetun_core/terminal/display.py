@@ -41,6 +41,8 @@ class SessionRow:
     state: SessionState = "connected"
     rtt_ms: float | None = None
     since_s: float = 0.0
+    note: str = ""
+    """What a person should know of its path; left out where there is no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,8 @@ def _sessions(state: DisplayState, width: int, glyphs: _Glyphs) -> list[Text]:
         line.append(f"{dot} ", style=_SESSION_STYLES[row.state])
         line.append(shorten(row.peer, max(8, width - line.cell_len - len(tail)), glyphs.cut))
         line.append(tail, style="dim")
+        if row.note and line.cell_len + 2 + cell_len(row.note) <= width:
+            line.append(f"  {row.note}", style="yellow")
         lines.append(line)
     return lines
 

@@ -14,6 +14,7 @@ from edgetun_agent import connect as connect_module
 from edgetun_agent import dialling as dialling_module
 from edgetun_agent import endpoints as endpoints_module
 from edgetun_agent import race as race_module
+from edgetun_agent import udp_memory
 from edgetun_agent.connect import Agent
 from edgetun_agent.observe import SessionView, SilentListener
 from edgetun_agent.serve import Origins
@@ -202,7 +203,8 @@ async def test_dead_udp_is_remembered_so_the_next_session_starts_with_tls(
 async def test_quic_is_taken_back_when_udp_works_again(
     authority: DevelopmentCA, identity: ServerIdentity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race_module, "UDP_DEAD_FIRST_S", 0.2)
+    monkeypatch.setattr(udp_memory, "DEAD_FIRST_S", 0.2)
+    monkeypatch.setattr(udp_memory, "HEALTHY_S", 0.1)
     monkeypatch.setattr(race_module.Race.__init__, "__defaults__", (0.1,))
     port = dead_udp_port()
     async with (

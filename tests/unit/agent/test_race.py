@@ -1,12 +1,9 @@
 """Conversations with the race of transports, and properties of every possible one."""
 
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgetun_agent.race import (
-    UDP_DEAD_FIRST_S,
-    UDP_DEAD_MOST_S,
     Begin,
     Dial,
     Failed,
@@ -17,12 +14,12 @@ from edgetun_agent.race import (
     Stop,
     Tick,
     Transport,
-    UdpMemory,
     WaitUntil,
     Won,
     decide_better,
     decide_transports,
 )
+from edgetun_agent.udp_memory import UdpMemory
 from edgetun_core.errors import UpstreamUnreachable
 
 REFUSED = UpstreamUnreachable("refused")
@@ -137,19 +134,6 @@ class AnyRace(RuleBasedStateMachine):
 
 
 TestAnyRace = AnyRace.TestCase
-
-
-@given(st.lists(st.floats(min_value=0, max_value=1, exclude_max=True), min_size=1, max_size=30))
-def test_udp_is_thought_dead_for_longer_each_time_up_to_a_bound(chances: list[float]) -> None:
-    udp = UdpMemory()
-    for number, chance in enumerate(chances):
-        udp.lost_to_tls(1000.0, chance)
-        bound = min(UDP_DEAD_MOST_S, UDP_DEAD_FIRST_S * 2**number)
-        assert 0.75 * bound <= udp.dead_until - 1000.0 <= 1.25 * bound
-        assert udp.is_dead(1000.0)
-    udp.opened()
-    assert not udp.is_dead(0.0)
-    assert udp.times == 0
 
 
 def test_transports_are_those_wanted_and_offered_and_tls_first_while_udp_is_dead() -> None:
