@@ -31,6 +31,8 @@ from edgetun_core.pki import Trust
 from edgetun_core.transport.quic_library import LOSSY_ENGINE
 from edgetun_core.transport.way import Way
 from edgetun_core.wire.hello import Hello
+from edgetun_core.wire.keepalive import FEATURE as KEEP_ALIVE
+from edgetun_core.wire.keepalive import KeepAlive
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,8 @@ class Agent:
         self._look_again: asyncio.TimerHandle | None = None
         self._udp: dict[Endpoint, UdpMemory] = {}
         self._losses: dict[Endpoint, LossMemory] = {}
+        self._keep_alives: dict[tuple[Endpoint, str], KeepAlive] = {}
+        self._bindings_lost = 0
         self._changed = asyncio.Event()
         self._trouble = ""
         self._notices: set[str] = set()
@@ -203,6 +207,11 @@ class Agent:
         """The sessions as people see them, oldest first."""
         return [self._view(session) for session in self._sessions if session.opened_at and not session.is_over]
 
+    @property
+    def bindings_lost(self) -> int:
+        """How often a NAT on the way forgot a silent path."""
+        return self._bindings_lost + sum(one.lost_total for one in self._keep_alives.values())
+
     # ---- for slots
 
     def chance(self) -> float:
@@ -271,6 +280,12 @@ class Agent:
         elif not session.is_lossy and runs_for_loss and self.quic_engine != LOSSY_ENGINE and not memory.is_lossy(now):
             session.leave("the path is clean again")
 
+    def keep_alive(self, endpoint: Endpoint, session_id: str) -> KeepAlive:
+        """What is known of how long the path of one session may be silent; kept when the session is opened anew."""
+        if len(self._keep_alives) > 4 * len(self._slots):
+            self._bindings_lost += self._keep_alives.pop(next(iter(self._keep_alives))).lost_total
+        return self._keep_alives.setdefault((endpoint, session_id), KeepAlive())
+
     def has_quic(self, endpoint: Endpoint) -> bool:
         """Whether QUIC may reach the endpoint: no proxy carries it, unless somebody wants nothing else."""
         return endpoint.quic_port > 0 and (self.transport == "quic" or not goes_by(self.way, endpoint))
@@ -315,7 +330,7 @@ class Agent:
         return Attempt(
             endpoint,
             transports,
-            msgspec.structs.replace(self.hello(session_id), instance=self._instance),
+            msgspec.structs.replace(self.hello(session_id), instance=self._instance, features=(KEEP_ALIVE,)),
             self.handler,
             self.trust,
             self.quic_engine,
@@ -325,6 +340,7 @@ class Agent:
             self.websocket,
             is_lossy=self.losses(endpoint).is_lossy(monotonic()),
             tell_path=self.path_measured,
+            keep_alive=self.keep_alive(endpoint, session_id),
         )
 
     def opened(self, attempt: Attempt) -> None:
@@ -425,6 +441,7 @@ class Agent:
             in_flight=runner.in_flight,
             is_draining=session.is_draining,
             since=session.opened_at,
+            keep_alive_s=runner.ping_interval_s,
             path=path,
             changes_in_s=changes_in_s,
         )

@@ -34,6 +34,7 @@ from edgetun_core.transport.link import Link
 from edgetun_core.transport.runner import SessionListener, SessionRunner
 from edgetun_core.transport.way import Way
 from edgetun_core.wire.hello import Hello
+from edgetun_core.wire.keepalive import KeepAlive
 
 LINK_TIMEOUT_S = 5.0
 
@@ -123,8 +124,9 @@ class RacingRunner(SessionRunner):
         claim: Callable[[], bool],
         gone: Callable[[SessionRunner], None],
         path: Callable[..., None],
+        keep_alive: KeepAlive | None = None,
     ) -> None:
-        super().__init__(handler, listener, offer=hello, decide=None)
+        super().__init__(handler, listener, offer=hello, decide=None, keep_alive=keep_alive)
         self._claim = claim
         self._gone = gone
         self._path = path
@@ -162,6 +164,7 @@ class Attempt:
         *,
         is_lossy: bool = False,
         tell_path: Callable[[AgentSession], None] = lambda _: None,
+        keep_alive: KeepAlive | None = None,
     ) -> None:
         self.is_lossy = is_lossy
         """Whether QUIC is to bear random loss."""
@@ -174,6 +177,7 @@ class Attempt:
         self._handler = handler
         self._trust = trust
         self._quic_engine = quic_engine
+        self._keep_alive = keep_alive
         self._dials: dict[Transport, asyncio.Task[None]] = {}
         self._moved = asyncio.Event()
         self._tick_at = float("inf")
@@ -254,7 +258,13 @@ class Attempt:
             return True
 
         runner = RacingRunner(
-            self._hello, self._handler, self.session, claim, self.session.on_link_gone, self.session.on_path
+            self._hello,
+            self._handler,
+            self.session,
+            claim,
+            self.session.on_link_gone,
+            self.session.on_path,
+            self._keep_alive,
         )
         engine, port = (self._quic_engine, endpoint.quic_port) if transport == "quic" else ("tls", endpoint.tls_port)
         try:

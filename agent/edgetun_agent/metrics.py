@@ -52,6 +52,15 @@ def collect_agent(agent: Agent, origins: Origins) -> Iterable[Metric]:
         yield GaugeMetricFamily(
             "edgetun_agent_session_rtt_seconds", "Round trip of the nearest session.", value=min(rtts), unit="seconds"
         )
+        yield GaugeMetricFamily(
+            "edgetun_agent_keep_alive_seconds",
+            "How long a session's path is left silent, the shortest: as long as the NATs on the way were seen to bear.",
+            value=min(view.keep_alive_s for view in views),
+            unit="seconds",
+        )
+    yield CounterMetricFamily(
+        "edgetun_agent_bindings_lost", "Times that a NAT on the way forgot a silent path.", value=agent.bindings_lost
+    )
     counters = agent.counters
     yield CounterMetricFamily("edgetun_agent_sessions_opened", "Sessions opened.", value=counters.sessions_opened)
     yield CounterMetricFamily("edgetun_agent_reconnects", "Sessions lost.", value=counters.reconnects)

@@ -120,6 +120,8 @@ class SessionView:
     is_draining: bool
     since: float
     """Monotonic seconds when it opened."""
+    keep_alive_s: float = 0.0
+    """How long its path is left silent."""
     path: PathState = "preferred"
     """How its transport stands to the best one."""
     changes_in_s: float | None = None

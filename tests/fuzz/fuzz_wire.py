@@ -141,6 +141,9 @@ class _End:
     def on_session_draining(self, deadline_s: float) -> None:
         pass
 
+    def observed_address(self) -> bytes:
+        return b"192.0.2.1:4711"
+
     def on_session_answered(self) -> None:
         pass
 

@@ -58,6 +58,9 @@ class End:
     def on_session_draining(self, deadline_s: float) -> None:
         self.events.append(("draining", deadline_s))
 
+    def observed_address(self) -> bytes:
+        return b"192.0.2.1:4711"
+
     def on_session_answered(self) -> None:
         self.events.append(("answered", None))
 

@@ -19,8 +19,10 @@ from edgetun_core.errors import EdgetunError, NoSession
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.transport.link import DatagramLink, Link
+from edgetun_core.transport.quic_connection import IDLE_TIMEOUT_S
 from edgetun_core.wire.datagrams import DatagramCounters, Datagrams
 from edgetun_core.wire.hello import CONNECT_TIMEOUT_S, Hello, Refusal, Welcome, Windows
+from edgetun_core.wire.keepalive import KeepAlive
 from edgetun_core.wire.session import Session
 from edgetun_core.wire.states import State
 
@@ -64,6 +66,7 @@ class SessionRunner:
         "_connect_timeout_s",
         "_decide",
         "_handler",
+        "_keep_alive",
         "_lanes_known",
         "_link",
         "_listener",
@@ -87,7 +90,9 @@ class SessionRunner:
         windows: Windows | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         clock: Callable[[], float] | None = None,
+        keep_alive: KeepAlive | None = None,
     ) -> None:
+        """`keep_alive` is used on links over UDP: what TCP goes through keeps its bindings for longer than any of our intervals."""
         self._loop = asyncio.get_running_loop()
         self._now = clock or self._loop.time
         self._handler = handler
@@ -96,6 +101,7 @@ class SessionRunner:
         self._decide = decide
         self._windows = windows
         self._connect_timeout_s = connect_timeout_s
+        self._keep_alive = keep_alive
         self._link: Link | None = None
         self._session: Session | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -205,6 +211,11 @@ class SessionRunner:
         return None if self._session is None else self._session.rtt_s
 
     @property
+    def ping_interval_s(self) -> float:
+        """How often this end pings: on a path over UDP what has been found out, elsewhere what the exit node asks for."""
+        return 0.0 if self._session is None else self._session.ping_interval_s
+
+    @property
     def transport(self) -> str:
         return "" if self._link is None else self._link.transport
 
@@ -269,6 +280,8 @@ class SessionRunner:
             hello=self._offer,
             windows=self._windows,
             connect_timeout_s=self._connect_timeout_s,
+            keep_alive=self._keep_alive if link.transport == "quic" else None,
+            idle_timeout_s=IDLE_TIMEOUT_S,
         )
         self._session.mux.datagrams.path_bytes = getattr(link, "max_datagram_bytes", 0)
         self._learn_lanes()
@@ -414,6 +427,11 @@ class SessionRunner:
             self._listener.on_session_draining(self, deadline_s)
         except Exception as bug:
             self._on_bug_at_the_edge(bug)
+
+    def observed_address(self) -> bytes:
+        """Where the peer's packets come from."""
+        address, port = self.peer_address
+        return f"{address}:{port}".encode()
 
     def on_session_answered(self) -> None:
         """The peer answered what `check` asked."""

@@ -29,6 +29,7 @@ from edgetun_core.wire.hello import (
     decode_control,
     encode_control,
 )
+from edgetun_core.wire.keepalive import FEATURE, SHARE_OF_DEAD_AFTER, KeepAlive
 from edgetun_core.wire.lanes import Lane
 from edgetun_core.wire.mux import Mux
 from edgetun_core.wire.states import TRANSITIONS, Event, State
@@ -38,6 +39,7 @@ MAX_EARLY_BYTES: Final = 12 * 1024 * 1024
 
 MAX_DRAIN_S: Final = 3600.0
 MAX_RETRY_AFTER_S: Final = 86_400.0
+NONCE_BYTES: Final = 8
 CLOSE_GRACE_S: Final = 5.0
 """How much longer than its own deadline the other end of a drain waits."""
 
@@ -53,6 +55,9 @@ class SessionUser(Protocol):
 
     def on_session_draining(self, deadline_s: float) -> None:
         """Either end drains; no more exchanges can be opened here."""
+
+    def observed_address(self) -> bytes:
+        """Where the peer's packets come from, as text."""
 
     def on_session_answered(self) -> None:
         """The peer is there: it answered what `check` asked."""
@@ -83,10 +88,13 @@ class Session:
         "_early",
         "_early_bytes",
         "_grace_until",
+        "_idle_timeout_s",
         "_is_asked",
+        "_keep_alive",
         "_ping_at",
         "_ping_id",
         "_pings",
+        "_silence_s",
         "_user",
         "_windows",
         "hello",
@@ -107,8 +115,14 @@ class Session:
         hello: Hello | None = None,
         windows: Windows | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        keep_alive: KeepAlive | None = None,
+        idle_timeout_s: float = float("inf"),
     ) -> None:
-        """`windows` is what this end takes, at the exit node's end; the agent's stand in its hello."""
+        """`windows` is what this end takes, at the exit node's end; the agent's stand in its hello.
+
+        `keep_alive` is the agent's search for how long the path may be silent; without it pings go by the WELCOME's interval.
+        `idle_timeout_s` is the silence that the link itself bears.
+        """
         self._user = user
         self.hello = hello
         self.welcome: Welcome | None = None
@@ -132,6 +146,9 @@ class Session:
         self._grace_until = 0.0
         self._answer_by = float("inf")
         self._is_asked = False
+        self._keep_alive = keep_alive
+        self._idle_timeout_s = idle_timeout_s
+        self._silence_s: float | None = None
         self._due = self._connect_by
         if hello is not None:
             self.mux.send_control(0, frames.HELLO, encode_control(hello))
@@ -232,7 +249,8 @@ class Session:
         if self.state is State.CONNECTING:
             self._due = self._connect_by
         else:
-            self._due = min(self._ping_at, self._dead_at(), self._drain_by, self._answer_by)
+            answer_by = max(self._answer_by, self._grace_until)
+            self._due = min(self._ping_at, self._dead_at(), self._drain_by, answer_by)
         return self._due
 
     def handle_timer(self, now: float) -> None:
@@ -287,8 +305,12 @@ class Session:
     def _ping(self, now: float) -> None:
         """One round: a ping over every lane, so that a lane which no longer carries is noticed by both ends."""
         assert self.welcome is not None
-        self._ping_at = now + self.welcome.ping_interval_s
+        self._ping_at = now + self.ping_interval_s
+        if self._is_left_to_agent(now):
+            return
         self._pings.clear()
+        if self._keep_alive is not None:
+            self._silence_s = now - self._last_received() + (self.rtt_s or 0.0)
         for lane in self.mux.all_lanes():
             self._ping_lane(lane, now)
 
@@ -296,10 +318,37 @@ class Session:
         if lane.is_paused:
             return  # bytes wait on it already
         self._ping_id += 1
-        nonce = self._ping_id.to_bytes(8, "big")
+        nonce = self._ping_id.to_bytes(NONCE_BYTES, "big")
         if lane in self.mux.regular_lanes():
             self._pings[nonce] = now  # on a bulk lane it waits behind bodies, and would tell of their size
         self.mux.send_control(lane.number, frames.PING, nonce)
+
+    @property
+    def ping_interval_s(self) -> float:
+        """How often this end pings now; 0 before the session is open."""
+        if self.welcome is None:
+            return 0.0
+        return self.welcome.ping_interval_s if self._keep_alive is None else self._keep_alive.interval_s
+
+    def _last_received(self) -> float:
+        return max((lane.received_at for lane in self.mux.all_lanes()), default=0.0)
+
+    def _is_left_to_agent(self, now: float) -> bool:
+        """At the exit node: nothing is under way and the agent keeps the path open, as seldom as the path bears."""
+        if self._is_agent or self._is_asked or self.mux.in_flight or not self._tells_address or self.rtt_s is None:
+            return False
+        assert self.welcome is not None
+        # Before the agent would be dead there has to be time for an answer.
+        ask_at = self._dead_at() - (1 - SHARE_OF_DEAD_AFTER) * self.welcome.dead_after_s * 0.8
+        if now >= ask_at:
+            return False
+        self._ping_at = min(self._ping_at, ask_at)
+        return True
+
+    @property
+    def _tells_address(self) -> bool:
+        """At the exit node: the agent asked to be told where its packets come from."""
+        return not self._is_agent and self.hello is not None and FEATURE in self.hello.features
 
     # --- what the mux hands up
 
@@ -307,6 +356,8 @@ class Session:
         """A control frame; raises `SessionBroken` when it does not belong here."""
         if kind == frames.PING and self.state is not State.CONNECTING:
             self.mux.lanes[lane].is_watched = True
+            if self._tells_address:
+                payload = (payload + self._user.observed_address())[: frames.MAX_PING_BYTES]
             self.mux.send_pong(lane, payload)
         elif kind == frames.PONG and self.state is not State.CONNECTING:
             self._pong(payload, now)
@@ -402,6 +453,12 @@ class Session:
     def _open(self, theirs: Windows, now: float) -> None:
         self._move(Event.ACCEPTED)
         self.mux.start(theirs)
+        assert self.welcome is not None
+        if self._keep_alive is not None:
+            if FEATURE in self.welcome.features:
+                self._keep_alive.begin(self.welcome.ping_interval_s, self.welcome.dead_after_s, self._idle_timeout_s)
+            else:
+                self._keep_alive = None  # an exit node that tells no address: a lost binding would not be noticed
         self._ping(now)
         self._user.on_session_open()
 
@@ -423,8 +480,8 @@ class Session:
 
     # --- ping
 
-    def _pong(self, nonce: bytes, now: float) -> None:
-        sent_at = self._pings.pop(nonce, None)
+    def _pong(self, payload: bytes, now: float) -> None:
+        sent_at = self._pings.pop(payload[:NONCE_BYTES], None)
         if sent_at is None:
             return  # of an earlier round
         if self._is_asked:
@@ -434,6 +491,9 @@ class Session:
         sample = max(now - sent_at, 1e-6)
         self.rtt_s = sample if self.rtt_s is None else self.rtt_s + (sample - self.rtt_s) / 8
         self.mux.rtt_s = self.rtt_s
+        silence_s, self._silence_s = self._silence_s, None
+        if self._keep_alive is not None and silence_s is not None:
+            self._keep_alive.answered(payload[NONCE_BYTES:], silence_s, now)
 
     # --- drain and close
 
@@ -478,6 +538,8 @@ class Session:
         self._end(Event.BROKEN, error, Close(code=code, reason=str(error)[:1024]), tell=True)
 
     def _silent(self, error: EdgetunError) -> None:
+        if self._keep_alive is not None and self.state is not State.CONNECTING and not self.mux.in_flight:
+            self._keep_alive.died(self._due)
         code = error.presentation.close_code
         self._end(Event.SILENT, error, Close(code=code, reason=str(error)[:1024]), tell=True)
 

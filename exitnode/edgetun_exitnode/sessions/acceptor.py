@@ -24,6 +24,7 @@ from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.wire.datagrams import DatagramCounters
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
+from edgetun_core.wire.keepalive import FEATURE as KEEP_ALIVE
 from edgetun_core.wire.states import State
 from edgetun_exitnode.sessions.registry import SessionRegistry
 
@@ -160,6 +161,7 @@ class SessionAcceptor:
             refused=tuple(refused),
             server_time=self._wall_clock(),
             software=f"edgetun/{__version__}",
+            features=(KEEP_ALIVE,),
         )
 
     def _refuse(self, error: EdgetunError, retry_after_s: float = 0.0) -> Refusal:

@@ -23,6 +23,8 @@ class UdpPath(asyncio.DatagramProtocol):
         self.up = Wire(up, seed)
         self.down = Wire(down, seed + 1)
         self.rebindings = 0
+        self.forget_after_s = float("inf")
+        """A NAT's time-out: a binding that nothing used for so long is gone, and the dialler's next datagram makes another."""
         self._target = target
         self._loop = asyncio.get_running_loop()
         self._front: asyncio.DatagramTransport | None = None
@@ -35,6 +37,10 @@ class UdpPath(asyncio.DatagramProtocol):
     def port(self) -> int:
         assert self._front is not None
         return int(self._front.get_extra_info("sockname")[1])
+
+    @property
+    def now(self) -> float:
+        return self._loop.time()
 
     @property
     def ports_at_target(self) -> list[int]:
@@ -64,9 +70,15 @@ class UdpPath(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         back = self._backs.get(addr)
+        if back is not None and self._loop.time() - back.used_at > self.forget_after_s:
+            back.is_forgotten = True
+            self._retired.append(back)
+            self.rebindings += 1
+            back = None
         if back is None:
             back = self._backs[addr] = _Back(self, addr)
             back.binding = self._loop.create_task(back.bind(self._target))
+        back.used_at = self._loop.time()
         self._later(self.up, len(data), lambda: self._backs[addr].send(data))
 
     def answer(self, data: bytes, addr: Address) -> None:
@@ -119,6 +131,7 @@ class _Back(asyncio.DatagramProtocol):
 
     def __init__(self, path: UdpPath, address: Address) -> None:
         self.is_forgotten = False
+        self.used_at = path.now
         self.binding: asyncio.Task[None] | None = None
         self._path = path
         self._address = address
@@ -144,7 +157,9 @@ class _Back(asyncio.DatagramProtocol):
             self._early.append(data)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        if not self.is_forgotten:
+        now = self._path.now
+        if not self.is_forgotten and now - self.used_at <= self._path.forget_after_s:
+            self.used_at = now
             self._path.answer(data, self._address)
 
     def error_received(self, exc: Exception) -> None:
