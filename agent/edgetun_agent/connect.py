@@ -442,6 +442,7 @@ class Agent:
             is_draining=session.is_draining,
             since=session.opened_at,
             keep_alive_s=runner.ping_interval_s,
+            udp_buffer_bytes=getattr(runner.link, "udp_buffer_bytes", 0),
             path=path,
             changes_in_s=changes_in_s,
         )

@@ -106,6 +106,8 @@ async def _run(settings: AgentSettings, started: float) -> int:
                 credential=keeper.current().credential,
                 services=origins.services,
                 software=SOFTWARE,
+                weight=settings.weight,
+                standby=settings.standby,
             ),
             handler=origins,
             on_refused=lambda _: keeper.renew_soon(),

@@ -122,6 +122,8 @@ class SessionView:
     """Monotonic seconds when it opened."""
     keep_alive_s: float = 0.0
     """How long its path is left silent."""
+    udp_buffer_bytes: int = 0
+    """What the kernel gives its UDP socket for receiving; 0 on TCP."""
     path: PathState = "preferred"
     """How its transport stands to the best one."""
     changes_in_s: float | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from edgetun_core.settings import REQUIRED, setting
+from edgetun_core.wire.hello import MAX_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,13 @@ class AgentSettings:
         also_env=("NO_PROXY", "no_proxy"),
     )
     sessions: int = setting(2, "Sessions to keep open, to different exit nodes where there are.", minimum=1, maximum=16)
+    weight: int = setting(
+        1,
+        "Share of a tunnel's requests beside other agents that serve it: with 3, three times what one with 1 gets.",
+        minimum=1,
+        maximum=MAX_WEIGHT,
+    )
+    standby: bool = setting(False, "Serve only while no other agent serves the tunnel.")
     name: str = setting("", "This agent's lasting name. Default: one made once and kept in the state folder.")
     state: Path | None = setting(None, "Folder for the agent's name. Default: ~/.local/share/edgetun.")
     metrics: str = setting("", "HOST:PORT for /metrics, /healthz and /readyz.", metavar="HOST:PORT")

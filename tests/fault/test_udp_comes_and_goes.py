@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetun_agent import race as race_module
+from edgetun_agent import udp_memory
 from support.impaired import Impaired, impaired
 from support.impairment import GOOD, Impairment
 from support.origin_server import ScriptedConnection, answering, response, scripted_origin
@@ -21,8 +22,9 @@ PATIENT_S = 20.0
 
 @pytest.fixture(autouse=True)
 def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(race_module, "UDP_DEAD_FIRST_S", 0.5)
-    monkeypatch.setattr(race_module, "UDP_DEAD_MOST_S", 1.0)
+    monkeypatch.setattr(udp_memory, "DEAD_FIRST_S", 0.5)
+    monkeypatch.setattr(udp_memory, "DEAD_MOST_S", 1.0)
+    monkeypatch.setattr(udp_memory, "HEALTHY_S", 0.3)
 
 
 def head_start(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

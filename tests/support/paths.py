@@ -34,7 +34,7 @@ class Site:
     ) -> Agent:
         """An agent on its own way to the node; started. A port of 0 says that it is not offered."""
         origins = Origins(obey.tunnels, probe=False)
-        said = {name: options.pop(name) for name in ("weight", "standby", "region") if name in options}
+        said = {name: options.pop(name) for name in ("weight", "standby") if name in options}
         agent = Agent(
             endpoints=[Endpoint("127.0.0.1", tls_port, quic_port, node="n1")],
             trust=self.ca.trust,

@@ -23,6 +23,7 @@ SESSION_WINDOW_BYTES: Final = 8 * 1024 * 1024
 MAX_SESSION_WINDOW_BYTES: Final = 64 * 1024 * 1024
 MIN_WINDOW_BYTES: Final = 16 * 1024
 MAX_EXCHANGES: Final = 10_000
+MAX_WEIGHT: Final = 100
 
 PING_INTERVAL_S: Final = 5.0
 DEAD_AFTER_S: Final = 15.0
@@ -56,6 +57,10 @@ class Hello(Windows, frozen=True, kw_only=True):
     instance: str = ""
     """Of the agent's process, made when it starts. A hello of the same agent with another one is a reason to ask whether its
     older sessions are alive."""
+    weight: int = 1
+    """Share of the requests beside other agents of the same tunnel, 1 to `MAX_WEIGHT`."""
+    standby: bool = False
+    """Serves only while no other agent does."""
 
     def __repr__(self) -> str:
         """Without the credential: a hello may stand in a log."""

@@ -32,6 +32,7 @@ def collect_exit_node(node: ExitNode) -> Iterable[Metric]:
     yield from _tunnels(node)
     yield from _streams(node)
     yield from _sessions(node)
+    yield from _udp_buffers(node)
     yield from _cache(node)
     yield from _compression(node)
     if node.mesh is not None:
@@ -203,6 +204,21 @@ def _sessions(node: ExitNode) -> Iterator[Metric]:
         "Sessions closed because their agent connected anew and they did not answer.",
         acceptor.taken_over_total,
     )
+
+
+def _udp_buffers(node: ExitNode) -> Iterator[Metric]:
+    buffers = GaugeMetricFamily(
+        "edgetun_udp_receive_buffer_bytes",
+        "What the kernel gives UDP sockets for receiving, the smallest; below 7.5 MB packets are lost at high speed (net.core.rmem_max).",
+        labels=["use"],
+        unit="bytes",
+    )
+    sessions = [size for one in node.listeners if (size := getattr(one, "udp_buffer_bytes", 0))]
+    visitors = [front.udp_buffer_bytes for front in node.http3_fronts]
+    for use, given in (("sessions", sessions), ("visitors", visitors)):
+        if given:
+            buffers.add_metric([use], min(given))
+    yield buffers
 
 
 def _cache(node: ExitNode) -> Iterator[Metric]:

@@ -23,7 +23,7 @@ from edgetun_core.snapshot import Snapshot
 from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.wire.datagrams import DatagramCounters
-from edgetun_core.wire.hello import Hello, Refusal, Welcome
+from edgetun_core.wire.hello import MAX_WEIGHT, Hello, Refusal, Welcome
 from edgetun_core.wire.keepalive import FEATURE as KEEP_ALIVE
 from edgetun_core.wire.states import State
 from edgetun_exitnode.sessions.registry import SessionRegistry
@@ -181,7 +181,7 @@ class SessionAcceptor:
         self._by_session_id[hello.session_id] = runner
         self._admitted[runner] = admitted
         self._by_agent.setdefault(hello.agent_id, set()).add(runner)
-        self._registry.add(runner, admitted.services)
+        self._serve(runner, hello, admitted)
         if old is not None and old in self._admitted:
             self._admitted[old].is_checked = True
             self._registry.remove(old)
@@ -212,8 +212,12 @@ class SessionAcceptor:
 
     def _is_there(self, runner: SessionRunner, admitted: _Admitted) -> None:
         admitted.is_checked = False
-        if runner in self._admitted and runner.state is State.OPEN:
-            self._registry.add(runner, admitted.services)
+        if runner in self._admitted and runner.state is State.OPEN and runner.hello is not None:
+            self._serve(runner, runner.hello, admitted)
+
+    def _serve(self, runner: SessionRunner, hello: Hello, admitted: _Admitted) -> None:
+        weight = min(max(hello.weight, 1), MAX_WEIGHT)
+        self._registry.add(runner, admitted.services, weight=weight, is_standby=hello.standby)
 
     def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
         self._registry.remove(runner)

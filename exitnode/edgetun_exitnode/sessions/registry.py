@@ -2,6 +2,9 @@
 
 One `ServicePool` per tunnel. A session that drains or dies is out at once; a new login with the same session id replaces
 the old session, so a laptop that was black-holed owns its hostname again as soon as it is back.
+
+Several agents may serve one tunnel: requests go to the least busy of them for its weight, and to one on standby only while there
+is no other.
 """
 
 from __future__ import annotations
@@ -35,14 +38,38 @@ class _Waiter:
         self.deadline = deadline
 
 
+class _Member:
+    """What a session is worth to its pool."""
+
+    __slots__ = ("is_standby", "turn", "weight")
+
+    def __init__(self, weight: int, is_standby: bool, turn: float) -> None:
+        self.weight = weight
+        self.is_standby = is_standby
+        self.turn = turn
+        """What it has had, for its weight: among equally busy ones the least has its turn."""
+
+
 class ServicePool:
     """The sessions of one tunnel. Times are the monotonic clock's seconds."""
 
-    __slots__ = ("_burst", "_clock", "_current", "_lost_at", "_schedule", "_timer", "_waiters", "remote", "sessions")
+    __slots__ = (
+        "_burst",
+        "_clock",
+        "_current",
+        "_lost_at",
+        "_members",
+        "_schedule",
+        "_timer",
+        "_waiters",
+        "remote",
+        "sessions",
+    )
 
     def __init__(self, clock: Callable[[], float], schedule: Schedule, remote: Remote | None = None) -> None:
         self.remote = remote
         self.sessions: list[Session] = []
+        self._members: dict[Session, _Member] = {}
         self._current: Session | None = None
         self._burst = 0
         self._clock = clock
@@ -52,7 +79,7 @@ class ServicePool:
         self._timer: Cancellable | None = None
 
     def pick(self, avoid: Session | None) -> Session | None:
-        """The session with the fewest exchanges in flight, in turn among equals; `avoid` only when there is no other.
+        """The session with the fewest exchanges in flight for its weight, in turn among equals; `avoid` only when there is no other.
 
         The choice stands for `PICKS_PER_CHOICE` exchanges: what goes down one session within a loop tick leaves in one write.
         """
@@ -61,7 +88,7 @@ class ServicePool:
             self._burst -= 1
             return current
         chosen = self._current = self._choose(avoid)
-        self._burst = PICKS_PER_CHOICE
+        self._burst = PICKS_PER_CHOICE - 1
         return chosen
 
     def _choose(self, avoid: Session | None) -> Session | None:
@@ -69,16 +96,24 @@ class ServicePool:
         if len(sessions) == 1:
             return sessions[0]
         best: Session | None = None
-        least = -1
-        # From the one after the last choice: among equals, as when visitors come one by one, each has its turn.
-        turn = sessions.index(self._current) + 1 if self._current in sessions else 0
-        for session in (*sessions[turn:], *sessions[:turn]):
+        least = (True, 0.0, 0.0)
+        for session in sessions:
             if session is avoid:
                 continue
-            load = session.in_flight
+            member = self._members[session]
+            load = (member.is_standby, session.in_flight / member.weight, member.turn)
             if best is None or load < least:
                 best, least = session, load
-        return best if best is not None or not sessions else sessions[0]
+        if best is None:
+            return sessions[0] if sessions else None
+        member = self._members[best]
+        member.turn += PICKS_PER_CHOICE / member.weight
+        return best
+
+    @property
+    def is_on_standby(self) -> bool:
+        """Whether those who are here serve only while nobody else does."""
+        return bool(self.sessions) and all(member.is_standby for member in self._members.values())
 
     def wait(self, callback: Callable[[], None], grace_s: float, is_hopeful: bool) -> Callable[[], None] | None:
         """See `SessionPool.wait`. `callback` runs once: when a session is up, or when the grace is over."""
@@ -106,9 +141,12 @@ class ServicePool:
         for waiter in overdue:
             waiter.callback()
 
-    def add(self, session: Session) -> None:
-        if session not in self.sessions:
+    def add(self, session: Session, weight: int = 1, is_standby: bool = False) -> None:
+        if session not in self._members:
             self.sessions.append(session)
+            # As far as the others: a newcomer has no claim to what went by before it came.
+            turn = min((member.turn for member in self._members.values()), default=0.0)
+            self._members[session] = _Member(weight, is_standby, turn)
             self._burst = 0
         self.wake()
 
@@ -122,8 +160,10 @@ class ServicePool:
             waiter.callback()
 
     def remove(self, session: Session) -> None:
-        if session in self.sessions:
+        if self._members.pop(session, None) is not None:
             self.sessions.remove(session)
+            if self._current is session:
+                self._current = None
             self._burst = 0
             if not self.sessions:
                 self._lost_at = self._clock()
@@ -174,11 +214,11 @@ class SessionRegistry:
         """The tunnels that this node holds a session of."""
         return {service for service, pool in self._pools.items() if pool.sessions}
 
-    def add(self, session: Session, services: Iterable[str]) -> None:
+    def add(self, session: Session, services: Iterable[str], *, weight: int = 1, is_standby: bool = False) -> None:
         """A session is up for these tunnels. Waiting visitors go on at once."""
         self._services[session] = tuple(services)
         for service in self._services[session]:
-            self.pool(service).add(session)
+            self.pool(service).add(session, weight, is_standby)
 
     def remove(self, session: Session) -> None:
         """A session drains or is gone: no new exchange goes to it. Idempotent."""
