@@ -18,8 +18,11 @@ VERSIONS: Final = (1,)
 """Protocol versions this code speaks."""
 
 EXCHANGE_WINDOW_BYTES: Final = 256 * 1024
-MAX_EXCHANGE_WINDOW_BYTES: Final = 2 * 1024 * 1024
-SESSION_WINDOW_BYTES: Final = 8 * 1024 * 1024
+SHORT_PATH_WINDOW_BYTES: Final = 2 * 1024 * 1024
+"""As far as an exchange's window is widened where a round trip takes less than 10 ms: more would only leave the processor's cache."""
+MAX_EXCHANGE_WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""The same on longer paths. 200 ms of 100 Mbit/s are 2.5 MB, and as much again is under way behind each lost packet until it is there."""
+SESSION_WINDOW_BYTES: Final = 16 * 1024 * 1024
 MAX_SESSION_WINDOW_BYTES: Final = 64 * 1024 * 1024
 MIN_WINDOW_BYTES: Final = 16 * 1024
 MAX_EXCHANGES: Final = 10_000

@@ -80,7 +80,7 @@ class Outlet:
         self.exchange_window = windows.exchange_window
         self.exchange_low = windows.exchange_window // 2
         self.max_exchange_window = max(
-            windows.exchange_window, min(MAX_EXCHANGE_WINDOW_BYTES, windows.session_window // 4)
+            windows.exchange_window, min(MAX_EXCHANGE_WINDOW_BYTES, windows.session_window // 2)
         )
         self._session_window = windows.session_window
         self.recv_left = windows.session_window

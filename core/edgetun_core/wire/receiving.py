@@ -14,15 +14,18 @@ from edgetun_core.wire.early import Early
 from edgetun_core.wire.flow import BODY, ENDED, NO_HEAD
 from edgetun_core.wire.frames import MAX_DATA_BYTES, SessionBroken, encode_reset
 from edgetun_core.wire.heads import decode_trailers
+from edgetun_core.wire.hello import SHORT_PATH_WINDOW_BYTES
 from edgetun_core.wire.sending import Sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgetun_core.wire.flow import Flow
     from edgetun_core.wire.lanes import Lane
 
 WIDEN_WITHIN_S: Final = 0.01
 """A window of which half is gone sooner than this is widened on the shortest of paths too: every CREDIT is a write and a read."""
+LONG_AGO: Final = float("-inf")
 
 
 def drop(data: bytes, end: bool) -> None:
@@ -226,18 +229,25 @@ class Exchange(Sending):
             return
         mux = self.mux
         rtt_s = mux.rtt_s
-        if (
-            rtt_s is not None
-            and flow.granted_at
-            and mux.now - flow.granted_at < max(2 * rtt_s, WIDEN_WITHIN_S)
-            and flow.window < mux.max_exchange_window
-        ):
-            flow.window = min(2 * flow.window, mux.max_exchange_window)
-            self.recv_low = flow.window // 2
+        if rtt_s is not None and flow.window < mux.max_exchange_window:
+            self._consider_widening(flow, rtt_s)
         flow.granted_at = mux.now
         amount = flow.window - self.recv_left
         self.recv_left = flow.window
         mux.write_credit(self.lane, self.id, amount)
+
+    def _consider_widening(self, flow: Flow, rtt_s: float) -> None:
+        most = self.mux.max_exchange_window
+        if rtt_s > WIDEN_WITHIN_S:
+            # Every step costs a round trip, so they are large, and the first need not show that it is wanted.
+            is_fast = not flow.granted_at or self.mux.now - flow.granted_at < 2 * rtt_s
+            wider = min(4 * flow.window, most)
+        else:
+            is_fast = bool(flow.granted_at) and self.mux.now - flow.granted_at < WIDEN_WITHIN_S
+            wider = min(2 * flow.window, most, max(SHORT_PATH_WINDOW_BYTES, flow.window))
+        if is_fast:
+            flow.window = wider
+            self.recv_low = wider // 2
 
     def _pause_peer(self) -> None:
         """Our sink asks for no more."""
@@ -252,7 +262,7 @@ class Exchange(Sending):
         mux = self.mux
         mux.held -= flow.held
         flow.held = 0
-        flow.granted_at = 0.0  # the pause says nothing of the path's speed
+        flow.granted_at = LONG_AGO  # the pause says nothing of the path's speed
         if self.recv_left < self.recv_low:
             self._grant()
         if mux.recv_left < mux.recv_low:

@@ -416,19 +416,41 @@ class TestCredit:
             pair.settle()
         assert serve(pair, OK, bytes(300 * KIB)).body == bytes(300 * KIB)
 
-    def test_the_window_widens_on_a_path_that_drains_it_fast_and_never_beyond_its_bound(self):
+    @pytest.mark.parametrize(("rtt_s", "bound"), [(0.1, 8 * 1024 * KIB), (0.005, 2 * 1024 * KIB)])
+    def test_the_window_widens_on_a_path_that_drains_it_fast_and_never_beyond_its_bound(self, rtt_s, bound):
         pair = Pair()
-        pair.edge.session.mux.rtt_s = 0.1
+        pair.edge.session.mux.rtt_s = rtt_s
         _visitor, _ = pair.edge.open()
         pair.settle()
         client = pair.agent.opened[0].client
         client.on_head(OK, False)
-        for _ in range(200):
+        for _ in range(400):
             client.on_data(bytes(MAX_DATA_BYTES), False)
             pair.now += 0.001
             pair.settle()
         exchange = next(iter(pair.edge.session.mux.exchanges.values()))
-        assert exchange.flow.window == 2 * 1024 * KIB
+        assert exchange.flow.window == bound
+
+    def test_on_a_long_path_the_first_credit_widens_and_the_one_after_a_pause_does_not(self):
+        pair = Pair()
+        pair.edge.session.mux.rtt_s = 0.2
+        _visitor, sink = pair.edge.open()
+        pair.settle()
+        client = pair.agent.opened[0].client
+        client.on_head(OK, False)
+
+        def send(size: int) -> int:
+            for _ in range(size // MAX_DATA_BYTES + 1):
+                client.on_data(bytes(MAX_DATA_BYTES), False)
+                pair.now += 0.0001
+                pair.settle()
+            return next(iter(pair.edge.session.mux.exchanges.values())).flow.window
+
+        assert send(WINDOW // 2) == 4 * WINDOW
+        sink.pause_response()
+        send(4 * WINDOW)
+        sink.resume_response()
+        assert send(0) == 4 * WINDOW
 
     def test_the_window_stays_where_the_reader_is_the_slow_one(self):
         pair = Pair()
