@@ -28,6 +28,7 @@ SCRIPTS = [
     "lossy",
     "congestion",
     "path_mtu",
+    "full_node",
     "fleet",
 ]
 

@@ -47,13 +47,14 @@ ORDER = [
     "recovery",
     "congestion",
     "path-mtu",
+    "full-node",
     "startup",
     "fleet",
     "fleet-compile",
     "fleet-agents",
     "fleet-whole",
 ]
-SOURCES = {"cache-scale": "cache_scale", "path-mtu": "path_mtu"}
+SOURCES = {"cache-scale": "cache_scale", "path-mtu": "path_mtu", "full-node": "full_node"}
 """Scripts whose records do not begin with their name."""
 
 HEAD = """# Benchmarks

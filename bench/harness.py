@@ -410,10 +410,10 @@ class _Others:
         return max(0.0, spent / (at - self._at) / (os.cpu_count() or 1))
 
 
-def _measure_undisturbed(one: Callable[[Running, Row], None], running: Running, row: Row) -> None:
+def _measure_undisturbed(one: Callable[[Running, Row], None], running: Running, row: Row, tries: int) -> None:
     """Measures again, a few times, when others took the machine's time meanwhile; the least disturbed try counts."""
     best: tuple[float, Row] | None = None
-    for _ in range(TRIES):
+    for _ in range(tries):
         attempt, others = Row(row.subject), _Others()
         one(running, attempt)
         share = others.share()
@@ -428,16 +428,24 @@ def _measure_undisturbed(one: Callable[[Running, Row], None], running: Running, 
 
 
 def measure(
-    subjects: Mapping[str, Subject], one: Callable[[Running, Row], None], *, repeats: int, only: Sequence[str] = ()
+    subjects: Mapping[str, Subject],
+    one: Callable[[Running, Row], None],
+    *,
+    repeats: int,
+    only: Sequence[str] = (),
+    tries: int = TRIES,
 ) -> list[Row]:
-    """Runs every subject once per repeat, in turn, so that a slow minute of the machine hits all of them alike."""
+    """Runs every subject once per repeat, in turn, so that a slow minute of the machine hits all of them alike.
+
+    `tries` is 1 for what the machine's other work does not change, such as memory.
+    """
     rows = {name: Row(name) for name in subjects if not only or any(word in name for word in only)}
     for repeat in range(repeats):
         for name, row in rows.items():
             print(f"  {repeat + 1}/{repeats} {name} ...", end="", flush=True, file=sys.stderr)
             try:
                 with subjects[name]() as running:
-                    _measure_undisturbed(one, running, row)
+                    _measure_undisturbed(one, running, row, tries)
             except Exception as error:  # one peer that is missing or broken must not end the others' run
                 row.note = str(error).splitlines()[0]
                 print(f" failed: {error}", file=sys.stderr)

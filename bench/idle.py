@@ -41,14 +41,14 @@ def main() -> None:
 
     def one(running: Running, row: Row, *, h2: bool = False) -> None:
         request = f"GET / HTTP/1.1\r\nHost: {running.host}\r\n\r\n".encode()
-        tls = _trusting_all(h2) if running.scheme == "https" else None
+        tls = trusting_all(h2) if running.scheme == "https" else None
 
         def ask(stack: contextlib.ExitStack) -> None:
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=20))
             if tls is not None:
                 sock = stack.enter_context(tls.wrap_socket(sock, server_hostname=running.host))
             if h2:
-                _ask_h2(sock, running.host)
+                ask_h2(sock, running.host)
                 return
             sock.sendall(request)
             if not sock.recv(65536).startswith(b"HTTP/1.1 200"):
@@ -96,7 +96,8 @@ def main() -> None:
     report("idle-tls", title, alone, [COLUMNS[0], COLUMNS[2]], arguments)
 
 
-def _trusting_all(h2: bool) -> ssl.SSLContext:
+def trusting_all(h2: bool) -> ssl.SSLContext:
+    """Of a visitor who takes any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -104,7 +105,7 @@ def _trusting_all(h2: bool) -> ssl.SSLContext:
     return context
 
 
-def _ask_h2(sock: socket.socket, host: str) -> None:
+def ask_h2(sock: socket.socket, host: str) -> None:
     """One request over HTTP/2, and the acknowledgement that is owed."""
     fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", host.encode()), (b":path", b"/")]
     sock.sendall(PREFACE + build_settings({}) + SETTINGS_ACK + build_headers(1, render_block(fields), 16_384, end=True))

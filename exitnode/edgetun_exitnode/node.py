@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FREE_PORT_TRIES = 5
+_STREAM_RATE = " stream "
+"""In the place of a route's match, which is `prefix` or `exact`."""
 DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 
 
@@ -107,7 +109,7 @@ class ExitNode:
         self.snapshot: Snapshot | None = None
         self.is_draining = False
         self.rates: dict[str, RateLimit] = {}
-        """Limits of requests per second, by `TUNNEL MATCH PATH` of their route."""
+        """Limits of requests per second, by `TUNNEL MATCH PATH` of their route; of connections or flows by `TUNNEL stream KIND`."""
         self.mesh: Mesh | None = None
         """Other exit nodes, where control tells of them; see `join`."""
         self.knows_enough: Callable[[], bool] | None = None
@@ -151,7 +153,21 @@ class ExitNode:
         streams.drop(streams.plans.apply(snapshot.tunnels, lambda tunnel: plans[tunnel].counters, per_address))
         for tunnel_id, plan in streams.plans.plans.items():
             plans[tunnel_id].stream = plan.handler
+        self._share_stream_rates()
         streams.follow()
+
+    def _share_stream_rates(self) -> None:
+        """New connections and flows count for the whole fleet too."""
+        wanted = {
+            f"{tunnel_id} stream {plan.stream.kind}": plan.state.rate
+            for tunnel_id, plan in self.streams.plans.plans.items()
+            if plan.state.rate is not None
+        }
+        for name in [name for name in self.rates if _STREAM_RATE in name and name not in wanted]:
+            del self.rates[name]
+        for name, rate in wanted.items():
+            if self.rates.get(name) is not rate:
+                self._share_rate(name, rate)
 
     def _is_of_streams(self, snapshot: Snapshot, change: SnapshotChange) -> bool:
         """Whether a change says anything to TCP and UDP tunnels."""

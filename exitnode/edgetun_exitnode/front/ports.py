@@ -69,7 +69,8 @@ class StreamFronts:
         """Ports that tunnels want and that cannot be listened on."""
         self.wrong_headers = 0
         """Connections from trusted proxies that did not begin with a PROXY protocol header."""
-        self._clock = clock
+        self.clock = clock
+        """The time itself; `now` is that of the last sweep."""
         self._loop = asyncio.get_running_loop()
         self._host: str | None = None
         self._fronts: dict[PortKey, TcpFront | UdpFront] = {}
@@ -211,7 +212,7 @@ class StreamFronts:
 
     def _tick(self) -> None:
         self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
-        self.now = now = self._clock()
+        self.now = now = self.clock()
         for connection in tuple(self.connections):
             connection.check_deadline(now, self.limits.head_s)
         for front in self._fronts.values():

@@ -159,7 +159,7 @@ class StreamConnection(asyncio.Protocol):
         plan = self.plan
         fronts = self.fronts
         key = address_key(endpoints.source)
-        refusal = plan.admit(endpoints.source, key, fronts.now)
+        refusal = plan.admit(endpoints.source, key, fronts.clock())
         if refusal is not None:
             fronts.tell_refused(plan, refusal)
             reset(self._transport)

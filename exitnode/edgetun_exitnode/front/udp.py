@@ -97,7 +97,7 @@ class _UdpListener:
         plan = front.plan
         host, port = plain_address(address)
         key = address_key(host)
-        refusal = plan.admit(host, key, front.fronts.now)
+        refusal = plan.admit(host, key, front.fronts.clock())
         if refusal is not None:
             front.fronts.tell_refused(plan, refusal)
             return None

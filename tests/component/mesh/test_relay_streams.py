@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetun_core.snapshot import StreamRule
-from support.mesh import ADDRESS, meshed
-from support.streams import free_port, local_service, reset_by, stream_snapshot, within
+from edgetun_core.snapshot import LimitRule, StreamRule
+from support.mesh import ADDRESS, MeshNode, meshed
+from support.streams import echo, free_port, local_service, reset_by, stream_snapshot, within
 from support.waiting import eventually
 
 
@@ -91,3 +91,93 @@ async def test_datagrams_at_another_exit_node_keep_their_borders(tmp_path: Path)
         assert here.relayed >= 1
         transport.close()
     service.close()
+
+
+SECOND_ADDRESS = "127.0.0.2"
+SLOW = LimitRule(requests_per_second=0.01, burst=8)
+"""Nothing that matters comes back within a test."""
+
+
+async def heard(node: MeshNode) -> None:
+    """What this node gave was told to who keeps the account, and what is left was heard."""
+    sharing = node.mesh.sharing
+    await eventually(
+        lambda: not any(rate.untold for rate in node.node.rates.values()) and not sharing._under_way,
+        what="the fleet's account is heard",
+    )
+
+
+async def is_taken(address: str, port: int) -> bool:
+    """Whether a connection is served, and not reset."""
+    reader, writer = await asyncio.open_connection(address, port)
+    try:
+        writer.write(b"hello")
+        return bool(await within(reader.readexactly(5)))
+    except (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError):
+        return False
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_rate_of_connections_holds_for_all_exit_nodes_together(tmp_path: Path) -> None:
+    async with local_service(echo) as service:
+        port = free_port()
+        obey = stream_snapshot(service.url, StreamRule("tcp", port, limits=SLOW))
+        async with meshed(tmp_path, obey, 2) as scene:
+            first, second = scene.nodes
+            await first.node.listen_streams(ADDRESS)
+            await second.node.listen_streams(SECOND_ADDRESS)
+            await scene.agent(first)
+            await eventually(lambda: second.holders() == [first.name], what="the holder is known")
+            assert [await is_taken(ADDRESS, port) for _ in range(SLOW.burst)] == [True] * SLOW.burst
+            assert not await is_taken(ADDRESS, port)
+            await heard(first)
+            # The first at the other node may be given before it has heard of the others; by itself it would give eight.
+            await is_taken(SECOND_ADDRESS, port)
+            await heard(second)
+            assert not await is_taken(SECOND_ADDRESS, port)
+            assert second.node.streams.plans.plans["team/shop"].state.counters.refused
+
+
+async def test_a_rate_of_flows_holds_for_all_exit_nodes_together(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    service, _ = await loop.create_datagram_endpoint(_Echo, local_addr=(ADDRESS, 0))
+    port = free_port(socket.SOCK_DGRAM)
+    obey = stream_snapshot(
+        f"udp://{ADDRESS}:{service.get_extra_info('sockname')[1]}", StreamRule("udp", port, limits=SLOW)
+    )
+    async with meshed(tmp_path, obey, 2) as scene:
+        first, second = scene.nodes
+        await first.node.listen_streams(ADDRESS)
+        await second.node.listen_streams(SECOND_ADDRESS)
+        await scene.agent(first)
+        await eventually(lambda: second.holders() == [first.name], what="the holder is known")
+
+        async def new_flow(node: MeshNode, address: str) -> bool:
+            """Sends from a port of its own until the node has counted it; whether it was let in."""
+            counters = node.node.streams.plans.plans["team/shop"].state.counters
+            before = counters.connections, counters.refused
+            transport, _ = await loop.create_datagram_endpoint(_Visitor, remote_addr=(address, port))
+            transport.sendto(b"x")
+            await eventually(lambda: (counters.connections, counters.refused) != before, what="the datagram came")
+            transport.close()
+            return counters.connections > before[0]
+
+        assert [await new_flow(first, ADDRESS) for _ in range(SLOW.burst + 1)] == [True] * SLOW.burst + [False]
+        await heard(first)
+        await new_flow(second, SECOND_ADDRESS)
+        await heard(second)
+        assert not await new_flow(second, SECOND_ADDRESS)
+    service.close()
+
+
+async def test_the_rate_of_a_tunnel_that_turns_to_another_kind_is_forgotten(tmp_path: Path) -> None:
+    port = free_port()
+    obey = stream_snapshot(f"tcp://{ADDRESS}:9", StreamRule("tcp", port, limits=SLOW))
+    async with meshed(tmp_path, obey, 1) as scene:
+        (node,) = scene.nodes
+        assert list(node.node.rates) == ["team/shop stream tcp"]
+        await scene.publish(stream_snapshot(f"udp://{ADDRESS}:9", StreamRule("udp", port, limits=SLOW)))
+        assert list(node.node.rates) == ["team/shop stream udp"]
+        await scene.publish(stream_snapshot(f"udp://{ADDRESS}:9", StreamRule("udp", port)))
+        assert not node.node.rates
