@@ -18,6 +18,7 @@ from edgetun_control.exits.giving_orders import OrderGiver
 from edgetun_control.exits.identity import Account, IdentityService
 from edgetun_control.exits.server import ExitListener, build_exit_app
 from edgetun_control.placement import FleetPlacement
+from edgetun_control.ports import PortBook
 from edgetun_control.publish_fleet import FleetPublisher
 from edgetun_control.regions import ClusterRegions
 from edgetun_control.server import ControlEntrance, build_app
@@ -88,6 +89,9 @@ class ClusterControl:
         self.agents = AgentBook(cluster, self.store, clock=clock, lease_every_s=lease_every_s)
         self.fleet = Fleet(self.publisher, time.monotonic, self.agents)
         self.agents.on_shown = self.fleet.shown
+        self.ports = PortBook(cluster, self.store.tunnels_without_port, clock=clock)
+        self.fleet.on_ports_told = self.ports.told
+        self.fleet.on_node_left = self.ports.left
         self.identities = IdentityService(
             TokenReviewer(cluster),
             lambda: self.store.secrets.authority,
@@ -131,6 +135,7 @@ class ClusterControl:
         self.fleet.on_nodes_changed = self.publisher.wake
         self.store.pools.on_change(self._pool_changed)
         self.agents.start()
+        self.ports.start()
         self.orders.start()
         secrets = self.store.secrets
         assert secrets.authority is not None
@@ -163,6 +168,7 @@ class ClusterControl:
         await self.orders.close()
         await self._exits.close()
         await self.agents.close()
+        await self.ports.close()
         await self.publisher.close()
         await self.store.close()
 

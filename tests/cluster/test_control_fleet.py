@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -471,3 +472,29 @@ def test_nodes_of_two_replicas_find_each_others_sessions_and_ask_each_other_when
         assert page.body == "later /"
         assert visit("shop", "/still").status == 200
     fleet.client.delete({"apiVersion": GROUP_VERSION, "kind": "HostnameReservation", "metadata": {"name": host}})
+
+
+@pytest.mark.timeout(180)
+def test_a_port_that_an_exit_node_cannot_have_is_a_condition_of_its_tunnel_until_it_can(fleet: Fleet) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        busy = other.getsockname()[1]
+        wider = fleet.client.get(GROUP_VERSION, "ExitPool", fleet.name)
+        assert wider is not None
+        fleet.client.patch(wider, {"spec": {"ports": {"tcp": [{"from": busy}]}}})
+        wanted = tunnel(fleet.namespace, "db", fleet.name)
+        wanted["spec"] = {"pool": {"name": fleet.name}, "tcp": {"port": busy}, "origin": {"url": "tcp://127.0.0.1:9"}}
+        fleet.apply(wanted)
+        found = wait_for_condition(
+            fleet.client, "Tunnel", "db", fleet.namespace, "PortAvailable", "PortUnavailable", 60
+        )
+        message = str(conditions(found)["PortAvailable"]["message"])  # type: ignore[index]
+        assert "exit node exit-1" in message
+        assert f"TCP port {busy}" in message
+        assert "is taken by another program" in message
+        (entry,) = found["status"]["portsUnavailable"]
+        assert entry["node"] == "exit-1"
+        other.close()
+    found = wait_for_condition(fleet.client, "Tunnel", "db", fleet.namespace, "PortAvailable", "PortAvailable", 60)
+    assert not found["status"].get("portsUnavailable")

@@ -39,6 +39,8 @@ class ConditionType:
     """ExitPool: every region has an address that visitors and agents can reach."""
     SCALING_ACTIVE: Final = "ScalingActive"
     """ExitPool: autoscaling gets the metrics it needs."""
+    PORT_AVAILABLE: Final = "PortAvailable"
+    """Tunnel with a port: every exit node can listen on it."""
     SECRET_READY: Final = "SecretReady"  # noqa: S105
     """AgentToken: the Secret with the token is there, and the token has neither ended nor been revoked."""
     BOUND: Final = "Bound"
@@ -73,6 +75,9 @@ class Reason:
     """The pool does not give the port away (`spec.ports`)."""
     PORT_CONFLICT: Final = "PortConflict"
     """An older tunnel of the pool has the port."""
+    PORT_AVAILABLE: Final = "PortAvailable"
+    PORT_UNAVAILABLE: Final = "PortUnavailable"
+    """Another program has the port on an exit node; the message names the nodes."""
     PARTIALLY_ACCEPTED: Final = "PartiallyAccepted"
     """Some hostnames are served and some are refused; the message names them."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from edgetun_core.api.meta import Column, Resource, ready_columns
-from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, repeated, told_above
+from edgetun_core.api.model import ApiModel, Broken, Location, Rule, RuledModel, StatusModel, repeated, told_above
 from edgetun_core.api.names import FilePath, HostHeader, Hostname, Label, OriginUrl, UrlPath
 from edgetun_core.api.policies import CachePolicy, CollapsePolicy, CompressionPolicy, HeaderPolicy, LimitPolicy, overlay
 from edgetun_core.api.quantities import Duration
@@ -608,6 +608,16 @@ class TunnelSpec(RuledModel):
         return f"udp/{self.udp.port}" if self.udp is not None else ""
 
 
+class PortUnavailable(StatusModel):
+    """An exit node that cannot listen on the tunnel's port."""
+
+    node: str = Field(description="Name of the exit node.", min_length=1, max_length=253)
+    message: str = Field(default="", max_length=1024, description="Why, for people.")
+    seen: str = Field(
+        description="When the node was last known to say so.", json_schema_extra={"format": "date-time"}, max_length=40
+    )
+
+
 class TunnelStatus(Status):
     """How the tunnel stands."""
 
@@ -618,6 +628,12 @@ class TunnelStatus(Status):
     agents: int = Field(default=0, ge=0, description="Agents that are connected for it.")
     transport: str = Field(
         default="", max_length=32, description="How they are connected: `quic`, `tls`, or both with a comma."
+    )
+    ports_unavailable: list[PortUnavailable] = Field(
+        default_factory=list,
+        max_length=256,
+        description="Exit nodes that cannot listen on the port; control keeps the list.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["node"]},
     )
 
 

@@ -26,6 +26,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 MAX_NODE_MESSAGE_BYTES: Final = 1024 * 1024
 MOST_SESSIONS_PER_PRESENCE: Final = 500
 """So that a node with 10,000 sessions tells them in messages of 100 KiB."""
+MOST_PORTS_PER_MESSAGE: Final = 500
+"""Tunnels whose port cannot be had, of which a node tells; of more than that something else is wrong."""
 MOST_TUNNELS_PER_MESSAGE: Final = 1500
 """Names of tunnels in one message; they are at most 512 bytes long, and 30 as a rule."""
 
@@ -119,6 +121,8 @@ class Presence(Struct, frozen=True, tag="presence", omit_defaults=True):
     closed: tuple[str, ...] = ()
     """Session ids."""
     load: NodeLoad | None = None
+    ports: dict[str, str] | None = None
+    """Tunnels whose port the node cannot listen on, by id, and why, for people: all of them. None: as told before."""
 
 
 @dataclass(frozen=True, slots=True)

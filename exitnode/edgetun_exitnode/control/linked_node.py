@@ -51,6 +51,10 @@ class LinkedNode:
             is_draining=node.is_draining or node.acceptor.is_draining,
         )
 
+    def ports_told(self) -> dict[str, str]:
+        """Tunnels whose port this node cannot listen on, and why."""
+        return self._node.streams.unavailable()
+
     def lost_control(self, since: float | None = None) -> None:
         self._node.acceptor.lost_control(since)
 

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from edgetun_core.control_stream import NodeLoad, Presence, SessionInfo
-from edgetun_core.control_stream.messages import MOST_SESSIONS_PER_PRESENCE, MOST_TUNNELS_PER_MESSAGE
+from edgetun_core.control_stream.messages import (
+    MOST_PORTS_PER_MESSAGE,
+    MOST_SESSIONS_PER_PRESENCE,
+    MOST_TUNNELS_PER_MESSAGE,
+)
 
 RTT_CHANGE: Final = 0.25
 """A round trip is told anew when it differs by this part of what was told, and by `RTT_CHANGE_S`."""
@@ -19,30 +23,41 @@ class Told:
     def __init__(self) -> None:
         self._sessions: dict[str, SessionInfo] = {}
         self._load: NodeLoad | None = None
+        self._ports: dict[str, str] = {}
         self._is_fresh = True
 
     def begin(self) -> None:
         """Control has heard nothing yet."""
         self._sessions = {}
         self._load = None
+        self._ports = {}
         self._is_fresh = True
 
-    def report(self, sessions: Mapping[str, SessionInfo], load: NodeLoad) -> list[Presence]:
-        """The messages that bring control from what it was told to what is; none when nothing is worth telling."""
+    def report(
+        self, sessions: Mapping[str, SessionInfo], load: NodeLoad, ports: Mapping[str, str] | None = None
+    ) -> list[Presence]:
+        """The messages that bring control from what it was told to what is; none when nothing is worth telling.
+
+        `ports`: why the node cannot listen on the port of a tunnel, by its id.
+        """
+        unavailable = dict(sorted((ports or {}).items())[:MOST_PORTS_PER_MESSAGE])
         opened = [info for key, info in sessions.items() if self._is_news(info, self._sessions.get(key))]
         closed = [key for key in self._sessions if key not in sessions]
         messages: list[Presence] = []
         is_load_news = load != self._load
-        while opened or closed or is_load_news or self._is_fresh:
+        are_ports_news = self._is_fresh or unavailable != self._ports
+        while opened or closed or is_load_news or are_ports_news or self._is_fresh:
             count = _how_many(opened)
             some, opened = tuple(opened[:count]), opened[count:]
             gone, closed = tuple(closed[:MOST_SESSIONS_PER_PRESENCE]), closed[MOST_SESSIONS_PER_PRESENCE:]
-            messages.append(Presence(self._is_fresh, some, gone, load if is_load_news else None))
-            self._is_fresh = is_load_news = False
+            told_ports = unavailable if are_ports_news else None
+            messages.append(Presence(self._is_fresh, some, gone, load if is_load_news else None, told_ports))
+            self._is_fresh = is_load_news = are_ports_news = False
             self._sessions.update((info.session_id, info) for info in some)
             for key in gone:
                 self._sessions.pop(key, None)
         self._load = load
+        self._ports = unavailable
         return messages
 
     @staticmethod

@@ -60,6 +60,7 @@ async def follow_control(node: ExitNode, settings: ExitNodeSettings, tunnel_port
             node.mesh.sessions_changed()
 
     node.acceptor.on_change = sessions_changed
+    node.streams.on_problems_changed = follower.sessions_changed
     if settings.relay_host:
         node.knows_enough = membership.knows_enough
     identity.resume()

@@ -67,6 +67,7 @@ class StreamFronts:
         self.connections: set[StreamConnection] = set()
         self.problems: dict[PortKey, ConfigError] = {}
         """Ports that tunnels want and that cannot be listened on."""
+        self.on_problems_changed: Callable[[], None] = lambda: None
         self.wrong_headers = 0
         """Connections from trusted proxies that did not begin with a PROXY protocol header."""
         self.clock = clock
@@ -104,6 +105,7 @@ class StreamFronts:
             log.info("%s port %d is no longer listened on", key[0].upper(), key[1])
         for key in [key for key in self.problems if key not in wanted]:
             del self.problems[key]
+            self.on_problems_changed()
         for key, plan in wanted.items():
             front = self._fronts.get(key)
             if front is not None:
@@ -123,8 +125,7 @@ class StreamFronts:
             problem = explain(error, self._host, port, f"spec.{kind}.port")
             if key not in self.problems:
                 log.warning("tunnel %s is not served at %s port %d: %s", plan.rule.id, kind.upper(), port, problem)
-            self.problems[key] = problem
-            self._retry_at = self.now + TRY_AGAIN_S
+            self._cannot(key, problem)
             return
         if kind == "udp":
             self._fronts[key] = UdpFront(self, plan, udp)
@@ -149,12 +150,29 @@ class StreamFronts:
             front.close()
         if not isinstance(error, OSError):
             raise error
-        self.problems[key] = explain(error, self._host or "", key[1], "spec.tcp.port")
-        self._retry_at = self.now + TRY_AGAIN_S
+        self._cannot(key, explain(error, self._host or "", key[1], "spec.tcp.port"))
         log.warning("TCP port %d: %s", key[1], self.problems[key])
+
+    def _cannot(self, key: PortKey, problem: ConfigError) -> None:
+        """The port is tried again later."""
+        before = self.problems.get(key)
+        self.problems[key] = problem
+        self._retry_at = self.now + TRY_AGAIN_S
+        if before is None or str(before) != str(problem):
+            self.on_problems_changed()
+
+    def unavailable(self) -> dict[str, str]:
+        """Tunnels whose port cannot be listened on, by id, and why."""
+        found = {}
+        for key, problem in self.problems.items():
+            plan = self.plans.by_port.get(key)
+            if plan is not None:
+                found[plan.rule.id] = f"{key[0].upper()} port {key[1]}: {problem.message}"
+        return found
 
     def _is_free(self, key: PortKey) -> None:
         if self.problems.pop(key, None) is not None:
+            self.on_problems_changed()
             log.info("%s port %d is free now and listened on", key[0].upper(), key[1])
 
     def drop(self, tunnel_ids: set[str]) -> None:

@@ -68,6 +68,8 @@ class FollowingNode:
     close: Callable[[str], None]
     load: NodeLoad = field(default_factory=NodeLoad)
     sessions: dict[str, SessionInfo] = field(default_factory=dict)
+    ports: dict[str, str] = field(default_factory=dict)
+    """Tunnels whose port it cannot listen on, and why."""
     waiting_since: float = 0.0
     """When the change under way was sent; 0 while none is."""
     told_to_drain: bool | None = None
@@ -110,6 +112,10 @@ class Fleet:
         self._nodes: dict[ExitNodeName, FollowingNode] = {}
         self.on_nodes_changed: Callable[[], None] = lambda: None
         """Called when a node has come or gone, or takes sessions no longer or again."""
+        self.on_ports_told: Callable[[FollowingNode], None] = lambda _: None
+        """Called when a node has said which ports it cannot have."""
+        self.on_node_left: Callable[[FollowingNode], None] = lambda _: None
+        """Called beside the listener's `node_left`."""
         self.peers = PeerBook()
         """What nodes are told of each other; what changes in `TELL_PEERS_S` is told in one message."""
         self._telling: asyncio.TimerHandle | None = None
@@ -202,6 +208,7 @@ class Fleet:
             self.peers.left(node.name, self._clock())
             asyncio.get_running_loop().call_later(AWAY_S + 0.1, self.tell_peers)
             self.listener.node_left(node)
+            self.on_node_left(node)
             self.on_nodes_changed()
 
     def received(self, node: FollowingNode, message: FromNode | Unknown) -> None:
@@ -247,6 +254,9 @@ class Fleet:
             self.peers.closed(node.name, session_id)
             if gone is not None:
                 self.listener.session_closed(node, gone)
+        if presence.ports is not None:
+            node.ports = presence.ports
+            self.on_ports_told(node)
         if presence.load is not None:
             has_turned = presence.load.is_draining != node.load.is_draining
             node.load = presence.load

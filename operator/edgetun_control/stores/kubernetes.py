@@ -87,6 +87,10 @@ def _see(kind: Kind, obj: Object, before: Seen[Any] | None = None) -> Seen[Any]:
     else:
         resource, problems = read_resource(kind, obj, _METADATA)
     status = obj.get("status") or {} if kind in _WITH_STATUS else _NOTHING
+    if kind is TUNNEL:
+        # Of ten thousand tunnels' status only what control itself writes there, which is nothing as a rule.
+        ports = (obj.get("status") or {}).get("portsUnavailable")
+        status = {"portsUnavailable": ports} if ports else _NOTHING
     claim = (meta.get("annotations") or {}).get(CLAIM_ANNOTATION, "") if kind is HOSTNAME_RESERVATION else ""
     return Seen(resource, problems, status, claim, meta.get("uid", ""), meta.get("generation") or 0)
 
@@ -141,6 +145,7 @@ class KubernetesStore:
         self._watchers: list[Callable[[], None]] = []
         self._affected: list[Callable[[set[str]], None]] = []
         self._secrets_changed: list[Callable[[], None]] = []
+        self._without_port: set[Key] = set()
         self._used: dict[str, float] = {}
         self._written_used: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -298,6 +303,10 @@ class KubernetesStore:
             self._rebuild()
         return False
 
+    def tunnels_without_port(self) -> list[tuple[Key, Mapping[str, Any]]]:
+        """Tunnels whose status names exit nodes that cannot listen for them."""
+        return [(key, self.tunnels.store[key].status) for key in self._without_port if key in self.tunnels.store]
+
     def region_addresses(self, pool: str, region: str) -> tuple[Mapping[str, Any], ...]:
         """Where a region is reached, as the operator found out: `host`, `tunnelPort`, `quicPort`."""
         seen = self.pools.get(pool)
@@ -309,6 +318,10 @@ class KubernetesStore:
     # ---- changes
 
     def _tunnel_changed(self, change: Change[Seen[Tunnel]]) -> None:
+        if change.new is not None and change.new.status:
+            self._without_port.add(change.key)
+        else:
+            self._without_port.discard(change.key)
         if _says_the_same(change):
             return
         new = change.new.resource if change.new is not None else None

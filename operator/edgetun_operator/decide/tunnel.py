@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from edgetun_core.api.conditions import Condition, ConditionType, Reason, Verdict, find_condition
 from edgetun_core.api.exitpool import ExitPool
@@ -27,6 +27,7 @@ class AgentSeen(NamedTuple):
     transport: str
 
 
+MOST_NODES_TOLD: Final = 3
 _NO_CERTIFICATE = Verdict("True", Reason.CERTIFICATE_VALID, "TCP and UDP need none of the pool's certificates")
 
 
@@ -38,15 +39,22 @@ def decide_tunnel_verdicts(
     grace: str = "",
     *,
     is_stream: bool = False,
+    port: str = "",
+    ports_unavailable: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Verdict]:
-    """The tunnel's conditions, in the order in which a person mends them. `is_stream`: it carries TCP or UDP."""
+    """The tunnel's conditions, in the order in which a person mends them. `is_stream`: it carries TCP or UDP.
+
+    `port` is the one that it wants (`tcp/5432`), `ports_unavailable` the exit nodes that cannot listen on it, as its status has them.
+    """
     accepted = decide_accepted(problems, served=bool(served))
     verdicts = {
         ConditionType.ACCEPTED: accepted,
         ConditionType.POOL_READY: _decide_pool(pool),
         ConditionType.CERTIFICATE_READY: _NO_CERTIFICATE if is_stream else _decide_certificate(pool),
-        ConditionType.AGENT_CONNECTED: _decide_agents(agents, grace),
     }
+    if port:
+        verdicts[ConditionType.PORT_AVAILABLE] = _decide_port(port, ports_unavailable)
+    verdicts[ConditionType.AGENT_CONNECTED] = _decide_agents(agents, grace)
     if accepted.status != "True":
         # What is not obeyed has no agent to wait for.
         verdicts[ConditionType.AGENT_CONNECTED] = Verdict("Unknown", Reason.PENDING, "the tunnel is not accepted")
@@ -75,6 +83,15 @@ def _decide_certificate(pool: PoolSeen | None) -> Verdict:
     if found.status == "True":
         return Verdict("True", found.reason)
     return Verdict(found.status, found.reason, f"{pool.resource.ref}: {found.message}")
+
+
+def _decide_port(port: str, unavailable: Sequence[Mapping[str, Any]]) -> Verdict:
+    if not unavailable:
+        return Verdict("True", Reason.PORT_AVAILABLE)
+    told = [f"exit node {one.get('node')}: {one.get('message')}" for one in unavailable[:MOST_NODES_TOLD]]
+    more = f"; and {len(unavailable) - len(told)} more" if len(unavailable) > len(told) else ""
+    remedy = "end the program that has it there, or choose another port"
+    return Verdict("False", Reason.PORT_UNAVAILABLE, f"{port} cannot be had at {'; '.join(told)}{more}; {remedy}")
 
 
 def _decide_agents(agents: Sequence[AgentSeen], hint: str) -> Verdict:

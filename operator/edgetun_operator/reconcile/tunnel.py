@@ -65,7 +65,14 @@ class TunnelReconciler:
         served = verdict.served if facts["regions"] else ()
         hint = f'no agent is connected; run "edgetun-agent" with a token of namespace {key.namespace}'
         verdicts = decide_tunnel_verdicts(
-            problems, served, pool, agents, hint, is_stream=tunnel.spec.stream is not None
+            problems,
+            served,
+            pool,
+            agents,
+            hint,
+            is_stream=tunnel.spec.stream is not None,
+            port=tunnel.spec.port_name if facts["port"] else "",
+            ports_unavailable=seen.status.get("portsUnavailable") or (),
         )
         await self._statuses.write(TUNNEL, seen, verdicts, facts, self._clock())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetun_core.snapshot import LimitRule, StreamRule
+from edgetun_exitnode.front import ports
 from support.mesh import ADDRESS, MeshNode, meshed
 from support.streams import echo, free_port, local_service, reset_by, stream_snapshot, within
 from support.waiting import eventually
@@ -181,3 +182,30 @@ async def test_the_rate_of_a_tunnel_that_turns_to_another_kind_is_forgotten(tmp_
         assert list(node.node.rates) == ["team/shop stream udp"]
         await scene.publish(stream_snapshot(f"udp://{ADDRESS}:9", StreamRule("udp", port)))
         assert not node.node.rates
+
+
+async def test_control_hears_which_port_a_node_cannot_have_and_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "TRY_AGAIN_S", 0.2)
+    with socket.socket() as other:
+        other.bind((ADDRESS, 0))
+        other.listen()
+        busy = other.getsockname()[1]
+        obey = stream_snapshot(f"tcp://{ADDRESS}:9", StreamRule("tcp", busy))
+        async with meshed(tmp_path, obey, 2) as scene:
+            first, second = scene.nodes
+            await first.node.listen_streams(ADDRESS)
+            await second.node.listen_streams(SECOND_ADDRESS)
+
+            def told() -> dict[str, dict[str, str]]:
+                return {str(node.name): node.ports for node in scene.control.fleet}
+
+            await eventually(lambda: bool(told()[first.name]), what="control hears of it")
+            assert list(told()[first.name]) == ["team/shop"]
+            assert f"TCP port {busy}" in told()[first.name]["team/shop"]
+            assert "is taken by another program" in told()[first.name]["team/shop"]
+            assert told()[second.name] == {}
+            other.close()
+            await eventually(lambda: told()[first.name] == {}, what="control hears that it is free")
+            assert first.node.streams.ports == [("tcp", busy)]

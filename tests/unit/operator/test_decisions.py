@@ -99,6 +99,27 @@ def test_a_refused_tunnel_does_not_wait_for_an_agent() -> None:
     assert {verdict.status for verdict in served.values()} == {"True"}
 
 
+def test_a_port_that_an_exit_node_cannot_have_is_told_with_the_nodes_names() -> None:
+    fine = build_conditions((), {"CertificateReady": Verdict("True", "CertificateValid")}, 1, 0.0)
+    there = PoolSeen(pool(), fine, available=1)
+
+    def verdicts(*nodes: str, port: str = "tcp/5432") -> dict[str, Verdict]:
+        entries = [{"node": node, "message": "TCP port 5432: is taken by another program"} for node in nodes]
+        agents = [AgentSeen(True, "quic")]
+        return decide_tunnel_verdicts((), (port,), there, agents, is_stream=True, port=port, ports_unavailable=entries)
+
+    assert verdicts()["PortAvailable"] == Verdict("True", "PortAvailable")
+    found = verdicts("eu-1", "eu-2", "eu-3", "eu-4")
+    assert found["PortAvailable"][:2] == ("False", "PortUnavailable")
+    message = found["PortAvailable"].message
+    assert "exit node eu-1: TCP port 5432: is taken by another program" in message
+    assert "and 1 more" in message
+    assert "choose another port" in message
+    ready = build_conditions((), found, 1, 0.0)[0]
+    assert (ready.type, ready.status, ready.reason) == ("Ready", "False", "PortUnavailable")
+    assert "PortAvailable" not in verdicts(port=""), "a tunnel without a port of its own has none to miss"
+
+
 def test_an_agent_counts_by_its_condition_and_without_one_by_its_sessions() -> None:
     gone = {"conditions": [{"type": "AgentConnected", "status": "False"}], "sessions": 2}
     assert not agent_seen(gone).is_connected

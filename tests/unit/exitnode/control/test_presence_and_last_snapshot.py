@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetun_core.control_stream import NodeLoad, SessionInfo, snapshot_digest
-from edgetun_core.control_stream.messages import MOST_SESSIONS_PER_PRESENCE
+from edgetun_core.control_stream.messages import MOST_PORTS_PER_MESSAGE, MOST_SESSIONS_PER_PRESENCE
 from edgetun_core.snapshot import Snapshot
 from edgetun_exitnode.control.last_good import LastGood
 from edgetun_exitnode.control.presence import Told
@@ -35,6 +35,22 @@ def test_control_ends_with_what_the_node_has_also_after_streams_that_broke(
                 del known[gone]
         assert known == state
         assert told.report(state, NodeLoad(len(state))) == [], "nothing changed, and something was told"
+
+
+def test_ports_that_cannot_be_had_are_told_anew_with_each_stream_and_then_when_they_change() -> None:
+    told, load = Told(), NodeLoad(0)
+    busy = {"team/db": "TCP port 5432: is taken by another program"}
+    assert [message.ports for message in told.report({}, load, {})] == [{}], "control may remember what was told before"
+    assert told.report({}, load, {}) == []
+    assert [message.ports for message in told.report({}, load, busy)] == [busy]
+    assert told.report({}, load, busy) == []
+    assert [message.ports for message in told.report({}, NodeLoad(1), busy)] == [None]
+    told.begin()
+    assert [message.ports for message in told.report({}, load, busy)] == [busy]
+    assert [message.ports for message in told.report({}, load)] == [{}]
+    many = {f"team/t{number}": "taken" for number in range(2000)}
+    (message,) = told.report({}, load, many)
+    assert len(message.ports or {}) == MOST_PORTS_PER_MESSAGE
 
 
 def test_ten_thousand_sessions_are_told_in_bounded_messages() -> None:
