@@ -257,6 +257,8 @@ def _stream_rule(spec: TunnelSpec) -> StreamRule | None:
             idle_timeout_s=spec.tcp.idle_timeout,
             max_connections=spec.tcp.max_connections,
             max_connections_per_address=spec.tcp.max_connections_per_address,
+            allow_from=tuple(spec.tcp.allow_from),
+            deny_from=tuple(spec.tcp.deny_from),
             limits=limits,
         )
     if spec.udp is not None:
@@ -268,6 +270,8 @@ def _stream_rule(spec: TunnelSpec) -> StreamRule | None:
             max_connections=spec.udp.max_flows,
             max_connections_per_address=spec.udp.max_flows_per_address,
             max_datagram_bytes=spec.udp.max_datagram,
+            allow_from=tuple(spec.udp.allow_from),
+            deny_from=tuple(spec.udp.deny_from),
             limits=limits,
         )
     return None

@@ -164,7 +164,7 @@ def _in_family(address: ipaddress.IPv4Address | ipaddress.IPv6Address, is_v6: bo
 
 
 class TrustedNetworks:
-    """Networks whose members may say who the visitor is."""
+    """Networks whose members may say who the visitor is; or whose may connect, or may not (`pipeline/streams.py` of exit nodes)."""
 
     __slots__ = ("_networks",)
 

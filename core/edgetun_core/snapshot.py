@@ -171,6 +171,10 @@ class StreamRule(Struct, frozen=True, omit_defaults=True):
     max_datagram_bytes: int = 65_507
     limits: LimitRule = LimitRule()
     """`requests_per_second` and `burst` are of new connections or flows per visitor address."""
+    allow_from: tuple[str, ...] = ()
+    """Networks of those who may connect; empty: everybody."""
+    deny_from: tuple[str, ...] = ()
+    """Networks of those who may not, whatever `allow_from` says."""
 
 
 class TunnelRule(Struct, frozen=True, omit_defaults=True):

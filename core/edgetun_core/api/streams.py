@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from edgetun_core.api.model import ApiModel, Broken, Rule, RuledModel
+from edgetun_core.api.names import Network
 from edgetun_core.api.quantities import Duration
 
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
@@ -19,6 +20,7 @@ MAX_POOL_PORTS: Final = 250
 OWN_PORTS: Final = (80, 443, 7443, 8080, 8443, 9090)
 """Where exit nodes and their Services listen themselves."""
 MAX_DATAGRAM: Final = 65_507
+MAX_NETWORKS: Final = 256
 
 
 def _port_or_passthrough(tcp: TcpExposure) -> Iterator[Broken]:
@@ -54,6 +56,18 @@ class TcpExposure(RuledModel):
     max_connections_per_address: PerAddress = Field(
         default=0, description="The same per IPv4 address or IPv6 /64; 0: the pool's `limits.maxConnectionsPerAddress`."
     )
+    allow_from: list[Network] = Field(
+        default_factory=list,
+        max_length=MAX_NETWORKS,
+        description="Networks of the visitors whose connections are taken, and nobody else's; none: everybody's.",
+        examples=[["203.0.113.0/24", "2001:db8::/32"]],
+    )
+    deny_from: list[Network] = Field(
+        default_factory=list,
+        max_length=MAX_NETWORKS,
+        description="Networks of visitors whose connections are refused, also where `allowFrom` holds them.",
+        examples=[["203.0.113.66/32"]],
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("has(self.port) != self.passthrough", "say either port or passthrough: true", _port_or_passthrough),
@@ -79,6 +93,18 @@ class UdpExposure(ApiModel):
     )
     max_datagram: Annotated[int, Field(ge=512, le=MAX_DATAGRAM)] = Field(
         default=MAX_DATAGRAM, description="Larger datagrams, in bytes, are dropped and counted, either way."
+    )
+    allow_from: list[Network] = Field(
+        default_factory=list,
+        max_length=MAX_NETWORKS,
+        description="Networks of the visitors whose datagrams are taken, and nobody else's; none: everybody's.",
+        examples=[["203.0.113.0/24", "2001:db8::/32"]],
+    )
+    deny_from: list[Network] = Field(
+        default_factory=list,
+        max_length=MAX_NETWORKS,
+        description="Networks of visitors whose datagrams are refused, also where `allowFrom` holds them.",
+        examples=[["203.0.113.66/32"]],
     )
 
 

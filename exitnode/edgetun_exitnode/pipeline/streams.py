@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edgetun_core.errors import EdgetunError, LimitExceeded
+from edgetun_core.errors import AuthError, EdgetunError, LimitExceeded
 from edgetun_core.http.exchange import Handler
+from edgetun_core.proxy_protocol import TrustedNetworks
 from edgetun_core.snapshot import LimitRule, RouteRule, StreamRule, TunnelRule
 from edgetun_exitnode.observe.counters import StreamCounters, TunnelCounters
 from edgetun_exitnode.pipeline.limits import RateLimit
@@ -19,6 +20,10 @@ ForwardBuilder = Callable[[TunnelRule, RouteRule], Handler]
 
 class TooManyConnections(LimitExceeded):
     """A tunnel or an address has as many connections as it may."""
+
+
+class NotAllowed(AuthError):
+    """The tunnel's `allowFrom` and `denyFrom` keep this address out."""
 
 
 class ConnectsTooOften(LimitExceeded):
@@ -54,6 +59,8 @@ class StreamPlan:
     handler: Handler
     state: StreamState
     per_address: int
+    allowed: TrustedNetworks
+    denied: TrustedNetworks
 
     def admit(self, address: str, key: bytes | str | None, now: float) -> EdgetunError | None:
         """Counts a connection or flow of an address (`key`: what it is counted by, None for loopback), or says why not."""
@@ -71,6 +78,8 @@ class StreamPlan:
         return None
 
     def _refusal(self, address: str, key: bytes | str | None, now: float) -> EdgetunError | None:
+        if (self.allowed and not self.allowed.holds(address)) or self.denied.holds(address):
+            return NotAllowed(f"{address} may not connect to {self.rule.id} (allowFrom, denyFrom)")
         state = self.state
         most = self.stream.max_connections
         concurrent = self.stream.limits.max_concurrent_requests
@@ -126,7 +135,8 @@ class StreamPlans:
                 plans[rule.id] = before
                 continue
             handler = self._build_forward(rule, RouteRule())
-            plans[rule.id] = StreamPlan(rule, stream, handler, state, bound)
+            allowed, denied = TrustedNetworks(stream.allow_from), TrustedNetworks(stream.deny_from)
+            plans[rule.id] = StreamPlan(rule, stream, handler, state, bound, allowed, denied)
         self._plans = plans
         self.by_port = {(p.stream.kind, p.stream.port): p for p in plans.values() if p.stream.port}
         named = [(name, p) for p in plans.values() if not p.stream.port for name in p.rule.hostnames]

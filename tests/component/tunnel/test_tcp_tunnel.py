@@ -289,6 +289,49 @@ async def test_more_connections_than_the_tunnel_takes_are_reset_and_the_others_g
         kept[1][1].close()
 
 
+@pytest.mark.parametrize(
+    ("rules", "taken"),
+    [
+        ({"allow_from": ("127.0.0.0/8",)}, {"127.0.0.1", "127.0.0.2"}),
+        ({"allow_from": ("127.0.0.2/32", "2001:db8::/32")}, {"127.0.0.2"}),
+        ({"deny_from": ("127.0.0.2/32",)}, {"127.0.0.1"}),
+        ({"allow_from": ("127.0.0.0/8",), "deny_from": ("127.0.0.1/32",)}, {"127.0.0.2"}),
+    ],
+)
+async def test_who_is_not_let_in_is_reset_before_the_service_hears_of_it(
+    local: Open, rules: dict[str, tuple[str, ...]], taken: set[str]
+) -> None:
+    async with local(echo, **rules) as (port, stands, service):
+        got = set()
+        for address in ("127.0.0.1", "127.0.0.2"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+            try:
+                writer.write(b"hello")
+                assert await within(reader.readexactly(5)) == b"hello"
+                got.add(address)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass
+            writer.transport.abort()
+        assert got == taken
+        assert len(service.connections) == len(taken)
+        assert stands.node.streams.plans.plans["team/shop"].state.counters.refused == 2 - len(taken)
+
+
+async def test_it_is_the_visitor_named_by_a_trusted_load_balancer_who_is_let_in_or_not(local: Open) -> None:
+    trusting = PoolRule(trusted_proxies=("127.0.0.0/8",))
+    async with local(echo, pool=trusting, allow_from=("203.0.113.0/24",)) as (port, _, service):
+        for source, is_taken in (("203.0.113.7", True), ("198.51.100.7", False)):
+            reader, writer = await visitor(port)
+            writer.write(render_proxy_v2(Endpoints(source, 4711, "198.51.100.1", 5432)) + b"hello")
+            if is_taken:
+                assert await within(reader.readexactly(5)) == b"hello"
+            else:
+                with pytest.raises(ConnectionResetError):
+                    await within(reader.read())
+            writer.transport.abort()
+        assert len(service.connections) == 1
+
+
 async def test_an_address_connects_no_more_often_than_it_may(local: Open) -> None:
     async with local(echo, limits=LimitRule(requests_per_second=0.001, burst=2)) as (port, _, _service):
         for _ in range(2):

@@ -210,6 +210,15 @@ async def test_a_flow_that_is_silent_is_forgotten_and_begins_anew(tunnel: Open) 
         assert len(stands.service.sources) == 2
 
 
+async def test_datagrams_of_who_is_not_let_in_reach_nobody(local: Open) -> None:
+    async with local(echo, deny_from=("127.0.0.1/32",)) as stands:
+        visitor = await stands.visitor()
+        visitor.say(b"hello")
+        await until(lambda: stands.counters.refused >= 1, 10.0)
+        assert stands.flows == 0
+        assert stands.service.got == []
+
+
 async def test_more_flows_than_the_tunnel_takes_are_dropped_and_the_others_go_on(local: Open) -> None:
     async with local(echo, max_connections=2) as stands:
         kept = [await stands.visitor() for _ in range(2)]

@@ -35,6 +35,11 @@ HTTP = {"url": "http://localhost:3000"}
         {"tcp": {"port": 5432}, "origin": {"url": "unix:///run/pg.sock", "proxyProtocol": "v1"}},
         {"tcp": {"passthrough": True}, "hostnames": ["db.example.com"], "origin": {**TCP, "proxyProtocol": "v2"}},
         {"udp": {"port": 53, "idleTimeout": "10s", "maxFlows": 5}, "origin": {**UDP, "proxyProtocol": "v2"}},
+        {
+            "tcp": {"port": 22, "allowFrom": ["203.0.113.0/24", "2001:db8::/32"], "denyFrom": ["203.0.113.66/32"]},
+            "origin": TCP,
+        },
+        {"udp": {"port": 53, "allowFrom": [], "denyFrom": ["0.0.0.0/0"]}, "origin": UDP},
         {"tcp": {"port": 22}, "origin": TCP, "limits": {"ratePerVisitor": "5/s", "burst": 9}},
     ],
 )
@@ -51,6 +56,8 @@ def test_what_a_stream_tunnel_can_say(spec: dict[str, Any]) -> None:
             "spec.tcp.port: stands beside",
         ),
         ({"tcp": {"port": 0}, "origin": TCP}, "spec.tcp.port: "),
+        ({"tcp": {"port": 1, "allowFrom": ["example.com"]}, "origin": TCP}, "spec.tcp.allowFrom[0]: "),
+        ({"tcp": {"port": 1, "denyFrom": ["203.0.113.0/33"]}, "origin": TCP}, "spec.tcp.denyFrom[0]: "),
         ({"tcp": {"port": 1}, "udp": {"port": 1}, "origin": TCP}, "spec.udp: stands beside tcp; make two tunnels"),
         ({"tcp": {"passthrough": True}, "origin": TCP}, "spec.hostnames: names no host; passthrough tells"),
         ({"tcp": {"port": 1}, "hostnames": ["a.b"], "origin": TCP}, "spec.hostnames: has no effect with tcp.port"),
