@@ -64,10 +64,11 @@ OPERATOR_AT_HOME = (
     | uses((kinds.SECRET, "", ("update",)), name="edgetun-signing-keys")
     | uses((kinds.SECRET, "", ("update",)), name="edgetun-control-tls")
 )
-# edgetun_control/{agents,cluster_control}.py, stores/kubernetes.py
+# edgetun_control/{agents,cluster_control,ports}.py, stores/kubernetes.py
 CONTROL_EVERYWHERE = uses(
     (kinds.EXIT_POOL, "", WATCHED),
     (kinds.TUNNEL, "", WATCHED),
+    (kinds.TUNNEL, "status", ("patch",)),
     (kinds.AGENT_TOKEN, "", ("get", *WATCHED)),
     (kinds.AGENT_TOKEN, "status", ("patch",)),
     (kinds.HOSTNAME_RESERVATION, "", ("get", *WATCHED, *APPLIED)),
