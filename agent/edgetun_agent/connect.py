@@ -48,6 +48,9 @@ BETTER_THAN_WEBSOCKET_S = 60.0
 """How long a session in a WebSocket goes on before plain TLS is tried again, where nothing is known of UDP."""
 PROBE_S = 3.0
 """What a probe of QUIC gets: a packet that was lost is sent again after one second, and after three."""
+SILENT_S = 3.0
+"""How long a stopping agent with nothing under way waits for an exit node that is gone without a word."""
+LOOK_EVERY_S = 0.05
 GOODBYE_S = 1.5
 """How long the last frames may take to leave when the agent stops."""
 
@@ -159,14 +162,17 @@ class Agent:
         leaving = [session for session in self._sessions if not session.is_over]
         for session in leaving:
             self._leave(session, deadline_s, "the agent is stopping")
-        try:
-            async with asyncio.timeout(deadline_s):
-                for session in leaving:
-                    await session.until(lambda session=session: session.is_over)  # type: ignore[misc]
-        except TimeoutError:
-            log.warning(
-                "%d requests did not end within %g s", sum(view.in_flight for view in self.sessions), deadline_s
-            )
+        end = monotonic() + deadline_s
+        quiet_since = monotonic()
+        while any(not session.is_over for session in leaving) and (now := monotonic()) < end:
+            if any(session.runner is not None and session.runner.in_flight for session in leaving):
+                quiet_since = now
+            elif now - quiet_since > SILENT_S:
+                log.debug("an exit node does not answer the goodbye; nothing is under way, so it is not waited for")
+                break
+            await asyncio.sleep(min(LOOK_EVERY_S, end - now))
+        if under_way := sum(view.in_flight for view in self.sessions):
+            log.warning("%d requests did not end within %g s", under_way, deadline_s)
         await self._close(leaving)
 
     async def close(self) -> None:

@@ -26,7 +26,8 @@ CUT_OFF_S: Final = (10.0, 20.0)
 """How long an agent without any session waits before it asks control anew where to go; a range, so that many do not ask at once."""
 
 WATCH_AGAIN_S: Final = (5.0, 20.0)
-"""How long after a failure control is watched again."""
+"""How long after a failure control is watched again; twice and then four times as long when that fails too, since a control that has as many
+watchers as it may (TooManyWatchers) would have a handshake from each of the others all the time."""
 RENEWED_WITHIN_S: Final = (1.0, 2.0)
 """What a renewal that was asked for gets before control is watched again."""
 
@@ -57,18 +58,19 @@ class Placing:
         This is how tunnels that come later, and moves, reach the agent at once; without it they come with the next renewal.
         """
         rng = random.Random()  # noqa: S311 - jitter, not a secret
-        in_vain = 0
+        in_vain = failures = 0
         while True:
             last = self._last
-            wait_s = rng.uniform(*WATCH_AGAIN_S)
+            wait_s = rng.uniform(*WATCH_AGAIN_S) * 2 ** min(failures, 2)
             if last is not None and last.watch_s > 0:
                 request = msgspec.structs.replace(self._asked, placed=last.placed, revision=last.revision)
                 try:
                     is_news = await watch(self._token, request, last, last.control_trust, self._proxy)
                 except EdgetunError as error:
+                    failures += 1
                     log.debug("control cannot be watched now: %s", error)
                 else:
-                    wait_s = 0.0
+                    wait_s, failures = 0.0, 0
                     if is_news and self._last is last:
                         renew_soon()
                         wait_s = rng.uniform(*RENEWED_WITHIN_S) * 2 ** min(in_vain, 5)

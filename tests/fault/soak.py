@@ -42,7 +42,7 @@ from support.manifests import read_crds
 from support.trend import Allowance, Trend, decide_trend
 
 SAMPLE_EVERY_S = 5.0
-WARM_UP_SHARE = 0.3
+WARM_UP_SHARE = 1 / 3
 TROUBLE_EVERY_S = 25.0
 MIB = 1024 * 1024
 
@@ -138,7 +138,6 @@ async def run(arguments: argparse.Namespace, cluster: ControlPlane, folder: Path
             "udp": {"origin": {"url": f"udp://127.0.0.1:{udp_origin}"}, "udp": {"port": udp_port, "idleTimeout": "5s"}},
         }
         ports = {"ports": {"tcp": [{"from": tcp_port}], "udp": [{"from": udp_port}]}}
-        # a cache that is full before the measurement begins
         flags = (
             "--https-port={https}",
             "--cache-bytes=16000000",

@@ -87,7 +87,11 @@ def build_exit_app(fleet: Fleet, identities: IdentityService) -> web.Application
         if name is None:
             return _refuse(Refused("NotAnExitNode", "this path is for exit nodes, who show their certificate"))
         websocket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MAX_NODE_MESSAGE_BYTES, compress=False)
-        await websocket.prepare(request)
+        try:
+            await websocket.prepare(request)
+        except ConnectionError:
+            log.debug("exit node %s left before its stream began", name)
+            return web.Response()  # which nobody reads
         await _Stream(fleet, name, websocket).run()
         return websocket
 

@@ -27,6 +27,9 @@ from edgetun_core.transport.link import LinkUser
 from edgetun_core.wire.hello import Hello, Refusal, Welcome
 from support.edge import TestEdge, edge
 from support.exchanges import PEER, Answerer, request
+from support.impairment import Impairment
+from support.impairment.tcp_path import tcp_path
+from support.impairment.udp_path import udp_path
 from support.origin_server import DEADLINE_S, ScriptedConnection, Visitor, answering, response, scripted_origin
 
 SERVICE = "team-a/shop"
@@ -432,6 +435,24 @@ async def test_stopping_does_not_wait_longer_than_the_deadline(
         assert time.monotonic() - began < 5
         await visitor.ended()
         assert visitor.names() == ["reset"]
+
+
+@pytest.mark.parametrize("transport", ["tls", "quic"])
+async def test_stopping_with_nothing_under_way_does_not_wait_for_an_exit_node_that_is_gone_without_a_word(
+    authority: DevelopmentCA, identity: ServerIdentity, caplog: pytest.LogCaptureFixture, transport: str
+) -> None:
+    async with edge(identity, transport) as node:
+        there = node.endpoint()
+        async with tcp_path(there.tls_port) as tcp, udp_path(there.quic_port) as udp:
+            ports = (tcp.port, 0) if transport == "tls" else (0, udp.port)
+            by_path = Endpoint("127.0.0.1", *ports, there.node, there.server_name)
+            async with agent_of(authority, by_path, transport=transport) as agent:
+                await eventually(lambda: len(agent.sessions) == 2)
+                for path in (tcp, udp):
+                    path.set(Impairment(is_black_hole=True))
+                async with asyncio.timeout(12):  # silence is noticed after 15 s, and the drain may take 60
+                    await agent.drain(60.0)
+    assert "did not end within" not in caplog.text
 
 
 async def test_a_refused_credential_is_said_and_not_tried_again_at_once(

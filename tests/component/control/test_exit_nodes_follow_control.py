@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from edgetun_agent.connect import Agent
 from edgetun_agent.serve import Origins
@@ -300,6 +301,29 @@ async def test_nobody_follows_without_a_certificate_and_nobody_gets_one_without_
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
         with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
             await session.get(scene.control.url + STREAM_PATH)
+
+
+async def test_an_exit_node_that_leaves_before_its_stream_begins_is_no_error(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await scene.control.stop()
+    await eventually(lambda: not any(edge.follower.is_connected for edge in scene.edges))
+    left = []
+    prepare = web.WebSocketResponse.prepare
+
+    async def prepare_late(self: web.WebSocketResponse, request: web.BaseRequest) -> object:
+        if len(left) < 2:
+            left.append(request)
+            assert request.transport is not None
+            request.transport.abort()
+            await asyncio.sleep(0.01)
+        return await prepare(self, request)
+
+    monkeypatch.setattr(web.WebSocketResponse, "prepare", prepare_late)
+    await scene.control.start()
+    await eventually(lambda: all(edge.follower.is_connected for edge in scene.edges), 30)
+    assert len(left) == 2
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
 
 
 async def test_a_certificate_is_renewed_at_half_its_life_and_the_listener_shows_the_new_one(

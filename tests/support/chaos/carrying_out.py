@@ -67,6 +67,8 @@ class CarryingOut:
         self._began = time.monotonic()
         self._targets = {name: asyncio.Lock() for name in fleet.members}
         self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._ending: set[Member] = set()
+        """Those who are down on purpose, whatever their last exit code was."""
         self._supervising: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -121,12 +123,14 @@ class CarryingOut:
             self._at_once.release()
 
     async def _end_and_start(self, action: Action, member: Member) -> None:
+        self._ending.add(member)
         if action.kind == KILL:
             member.kill()
         else:
             member.stop()
         await asyncio.gather(asyncio.sleep(action.lasts_s), asyncio.to_thread(member.gone))
         await asyncio.to_thread(member.start)
+        self._ending.discard(member)
         # an agent may have to be started more than once: see `_supervise`
         with suppress(AssertionError):
             await asyncio.to_thread(member.ready, STARTED_WITHIN_S)
@@ -136,7 +140,11 @@ class CarryingOut:
         while True:
             await asyncio.sleep(SUPERVISE_EVERY_S)
             for member in self._fleet.members.values():
-                if member.has_ended and member.command.process.returncode == OUT_OF_REACH:
+                if (
+                    member not in self._ending
+                    and member.has_ended
+                    and member.command.process.returncode == OUT_OF_REACH
+                ):
                     self._note(f"{member.name} gave up and is started again")
                     await asyncio.to_thread(member.start)
 
