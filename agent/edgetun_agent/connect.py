@@ -227,7 +227,19 @@ class Agent:
     def choose_endpoint(self, slot: _Slot) -> Endpoint:
         """Where a slot connects next."""
         used = [other.endpoint for other in self._slots if other is not slot and other.endpoint is not None]
-        return decide_endpoint(self.endpoints, used, self._failures.counts(monotonic()), self._leaving())
+        failures, leaving = self._failures.counts(monotonic()), self._leaving()
+        return decide_endpoint(self.endpoints, used, failures, leaving, wants_spare=self._wants_spare(slot))
+
+    def _wants_spare(self, slot: _Slot) -> bool:
+        """The last of several sessions goes to the spare region, where control gave one."""
+        return slot.number > 0 and slot is self._slots[-1] and any(endpoint.spare for endpoint in self.endpoints)
+
+    def _is_misplaced(self, slot: _Slot) -> bool:
+        """Whether a slot's session is in the spare region, or not there, since what it wants did not work; and now it does."""
+        if slot.session is None or slot.endpoint is None or not _is_serving(slot.session):
+            return False
+        wanted = self._wants_spare(slot)
+        return slot.endpoint.spare != wanted and self.choose_endpoint(slot).spare == wanted
 
     def spread(self) -> None:
         """Moves one session that stands beside another at one exit node to one that has none and works.
@@ -244,8 +256,14 @@ class Agent:
         if any(session.leaving_for for session in held):
             return  # where that one goes is looked at when it is there
         now = monotonic()
-        used = [slot.endpoint for slot in self._slots if slot.endpoint is not None]
-        crowded = decide_crowded(self.endpoints, used, self._failures.counts(now), self._leaving())
+        for slot in self._slots:
+            if self._is_misplaced(slot) and slot.session is not None:
+                slot.session.leave("its region can be reached again")
+                return
+        # The spare region has its one session, and is no place for the others.
+        places = [endpoint for endpoint in self.endpoints if not endpoint.spare]
+        used = [slot.endpoint for slot in self._slots if slot.endpoint is not None and not slot.endpoint.spare]
+        crowded = decide_crowded(places, used, self._failures.counts(now), self._leaving())
         for session in sorted(held, key=lambda one: one.opened_at, reverse=True):
             if session.endpoint == crowded and _is_serving(session):
                 session.leave("there is another exit node")

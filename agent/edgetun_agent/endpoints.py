@@ -56,17 +56,20 @@ def decide_endpoint(
     used: Sequence[Endpoint],
     failures: Mapping[Endpoint, int],
     leaving: Collection[Endpoint],
+    *,
+    wants_spare: bool = False,
 ) -> Endpoint:
     """The best of `endpoints` (given best first, at least one): one that is not `leaving`, works, and has the fewest sessions.
 
     `used` holds the endpoints of the other sessions, `failures` counts attempts that failed in a row, `leaving` are those
-    that said they drain.
+    that said they drain. One in the spare region is for the session that `wants_spare`, and for the others when nothing else works.
     """
     return min(
         endpoints,
         key=lambda endpoint: (
             endpoint in leaving,
             failures.get(endpoint, 0) >= FAILURES_TO_LOOK_ELSEWHERE,
+            endpoint.spare != wants_spare,
             used.count(endpoint),
             failures.get(endpoint, 0),
             endpoints.index(endpoint),

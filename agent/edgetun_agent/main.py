@@ -87,6 +87,12 @@ async def _run(settings: AgentSettings, started: float) -> int:
         enrollment = await _unless_stopped(placing.enroll(), signals)
         if enrollment is None:
             return ExitCode.OK
+        if settings.spare_region and not any(endpoint.spare for endpoint in enrollment.endpoints):
+            log.warning(
+                "--spare-region %s: no such region with an exit node, beside the one where this agent is placed; "
+                "all sessions go there for now",
+                settings.spare_region,
+            )
         recent = RecentRequests()
         origins = Origins(build_tunnels(enrollment.tunnels, settings), recent=recent)
         stack.push_async_callback(origins.close)
@@ -161,7 +167,12 @@ def build_request(settings: AgentSettings, agent_id: str) -> EnrollRequest:
             "--port and --proxy-protocol are for a tunnel made from --origin; a tunnel of the server has its manifest's",
             remedy="give --origin tcp://localhost:5432, and no --tunnel, or leave them away",
         )
-    return EnrollRequest(agent_id, settings.tunnel, adhoc, SOFTWARE, carries=CARRIES)
+    if settings.spare_region and settings.sessions < 2:
+        raise ConfigError(
+            "--spare-region takes the last of two sessions or more, and --sessions is 1",
+            remedy="give --sessions 2, or leave --spare-region away",
+        )
+    return EnrollRequest(agent_id, settings.tunnel, adhoc, SOFTWARE, carries=CARRIES, spare=settings.spare_region)
 
 
 def build_tunnels(tunnels: Iterable[TunnelRule], settings: AgentSettings) -> list[TunnelRule]:

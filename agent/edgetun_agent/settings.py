@@ -64,6 +64,11 @@ class AgentSettings:
         also_env=("NO_PROXY", "no_proxy"),
     )
     sessions: int = setting(2, "Sessions to keep open, to different exit nodes where there are.", minimum=1, maximum=16)
+    spare_region: str = setting(
+        "",
+        "Region for the last of the sessions, beside those where the agent is placed: a region's name, or auto for the next best.",
+        metavar="REGION",
+    )
     weight: int = setting(
         1,
         "Share of a tunnel's requests beside other agents that serve it: with 3, three times what one with 1 gets.",

@@ -67,6 +67,8 @@ class EnrollRequest(Struct, frozen=True, omit_defaults=True):
     """`EnrollResponse.placed` of the answer before, so that any replica of control knows where the agent is."""
     carries: tuple[str, ...] = ()
     """What the agent carries besides HTTP: `"tcp"`, `"udp"`. Other tunnels are not given to it."""
+    spare: str = ""
+    """A region for one session beside those where the agent is placed: its name, or `auto`. Empty: none."""
     revision: str = ""
     """To `/v1/watch`: `EnrollResponse.revision` of the answer that the agent works with."""
 
@@ -80,6 +82,8 @@ class Endpoint(Struct, frozen=True, omit_defaults=True):
     node: str = ""
     server_name: str = ""
     """The name that the certificate there carries; empty: `host`."""
+    spare: bool = False
+    """In the agent's spare region: for its last session, and for the others when nothing else works."""
 
 
 class Offer(Struct, frozen=True, omit_defaults=True):

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
 from edgetun_core.enrollment import Endpoint, EnrollRequest, Offer, Probe
 
 BASE_S: Final = 0.005
@@ -21,6 +23,8 @@ BETTER_BY: Final = 0.75
 BETTER_BY_S: Final = 0.005
 """Another region is worth a move when its cost is below this part of the present one's, and by this much."""
 MOST_ENDPOINTS: Final = 8
+MOST_SPARE: Final = 2
+"""Endpoints of the spare region that an agent is told."""
 MOST_OFFERED: Final = 16
 DEFAULT_CAPACITY: Final = 10_000
 
@@ -127,13 +131,34 @@ def _spread(agent_id: str, name: str) -> str:
     return hashlib.blake2b(f"{agent_id}\0{name}".encode(), digest_size=8).hexdigest()
 
 
-def endpoints_of(choice: Choice, agent_id: str) -> tuple[Endpoint, ...]:
-    """Where to connect, best first: the first region's nodes, then one endpoint of each further region to fall back on."""
+def endpoints_of(choice: Choice, agent_id: str, spare: str = "") -> tuple[Endpoint, ...]:
+    """Where to connect, best first: the first region's nodes, then one endpoint of each further region to fall back on.
+
+    With `spare` (a region's name, or `auto`) those of that region are marked: one session goes there.
+    """
+    away = _spare_region(choice, spare)
     found: list[Endpoint] = []
     for index, region in enumerate(choice.ranked):
         own = _region_endpoints(region, agent_id)
-        found.extend(own if index == 0 else own[:1])
-    return tuple(found[:MOST_ENDPOINTS])
+        if region is not away:
+            found.extend(own if index == 0 else own[:1])
+    marked = (
+        []
+        if away is None
+        else [msgspec.structs.replace(one, spare=True) for one in _region_endpoints(away, agent_id)[:MOST_SPARE]]
+    )
+    return (*found[: MOST_ENDPOINTS - len(marked)], *marked)
+
+
+def _spare_region(choice: Choice, spare: str) -> RegionView | None:
+    """The best region but the first that has an exit node, or the one that is asked for by name; None when there is none."""
+    others = choice.ranked[1:]
+    if not spare:
+        return None
+    if spare != "auto" and any(region.region == spare for region in others):
+        return next(region for region in others if region.region == spare)
+    is_any = spare == "auto" or (choice.ranked and choice.ranked[0].region == spare)
+    return next((region for region in others if region.has_nodes), None) if is_any else None
 
 
 def _region_endpoints(region: RegionView, agent_id: str) -> list[Endpoint]:
@@ -207,7 +232,7 @@ class FleetPlacement:
             choice = decide_placement(tuple(regions.values()), probes, current.get(pool, ""), request.agent_id)
             if not choice.ranked:
                 continue
-            endpoints.extend(endpoints_of(choice, request.agent_id))
+            endpoints.extend(endpoints_of(choice, request.agent_id, request.spare))
             placed.append(choice.ranked[0].name)
             rtt_s = round_trip_s(probes.get(choice.ranked[0].name))
             rtts.extend([rtt_s] if rtt_s is not None else [])

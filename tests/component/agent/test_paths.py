@@ -12,9 +12,10 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 
-from edgetun_agent import race, udp_memory
+from edgetun_agent import endpoints, race, udp_memory
 from edgetun_agent.connect import Agent
 from edgetun_agent.main import readiness
 from edgetun_agent.metrics import collect_agent
@@ -209,3 +210,33 @@ async def test_a_path_that_came_and_went_has_to_be_well_for_longer(
         assert answered_at is not None
         await eventually(lambda: on(agent, "quic"), DEADLINE_S)
         assert time.monotonic() - answered_at >= 2 * udp_memory.HEALTHY_S
+
+
+async def test_the_last_session_goes_to_the_spare_region_and_all_do_while_nothing_else_works(
+    authority: DevelopmentCA, identity: ServerIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "LOOK_AGAIN_S", 0.2)
+    async with (
+        edge(identity, "tls", name="near-1") as near,
+        edge(identity, "tls", name="far-1") as far,
+    ):
+        agent = Agent(
+            endpoints=[near.endpoint(), msgspec.structs.replace(far.endpoint(), spare=True)],
+            trust=authority.trust,
+            hello=lambda session_id: Hello(agent_id="laptop", session_id=session_id, credential="c", services=("a/b",)),
+            handler=Answerer(),
+            sessions=3,
+            rng=random.Random(1),
+        )
+        agent.start()
+        try:
+            await eventually(lambda: (len(near.open), len(far.open)) == (2, 1), DEADLINE_S)
+            port = await near.stop("tls")
+            await eventually(lambda: len(far.open) == 3, DEADLINE_S)
+            await near.listen("tls", identity, port)
+            await eventually(lambda: (len(near.open), len(far.open)) == (2, 1), DEADLINE_S)
+            hellos = len(near.hellos) + len(far.hellos)
+            await asyncio.sleep(0.6)
+            assert len(near.hellos) + len(far.hellos) == hellos, "and there it stays"
+        finally:
+            await agent.close()

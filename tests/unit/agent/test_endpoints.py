@@ -79,3 +79,15 @@ def test_a_failure_is_set_aside_after_a_while_and_later_with_every_further_one()
     for _ in range(50):
         failures.failed(A, now)
     assert failures.next_change(now) == now + LOOK_AGAIN_MOST_S
+
+
+def test_the_spare_region_is_for_the_last_session_and_for_the_others_when_nothing_else_works() -> None:
+    spare = Endpoint("spare", 1, 1, spare=True)
+    assert decide_endpoint((A, B, spare), (), {}, ()) == A
+    assert decide_endpoint((A, spare), (A,), {}, ()) == A, (
+        "two sessions at one node before one too many in the spare region"
+    )
+    assert decide_endpoint((A, B, spare), (A,), {}, (), wants_spare=True) == spare
+    assert decide_endpoint((A, spare), (spare,), {A: FAILURES_TO_LOOK_ELSEWHERE}, ()) == spare
+    assert decide_endpoint((A, B, spare), (A,), {spare: FAILURES_TO_LOOK_ELSEWHERE}, (), wants_spare=True) == B
+    assert decide_endpoint((A, spare), (A,), {}, (spare,), wants_spare=True) == A

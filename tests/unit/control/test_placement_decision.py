@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edgetun_control.placement import (
     BETTER_BY_S,
+    MOST_ENDPOINTS,
     FleetPlacement,
     NodeView,
     RegionView,
@@ -171,3 +172,44 @@ def test_every_tunnels_regions_are_kept_to_and_every_pool_gets_a_place() -> None
     old = placement.place(msgspec.structs.replace(request, can_probe=False, probes=()), ("t/everywhere",), 0.0)
     assert old.endpoints
     assert old.offers == ()
+
+
+def test_a_spare_region_is_the_next_best_or_the_one_asked_for_and_never_where_the_agent_is_placed() -> None:
+    regions = [view("ams"), view("fra"), view("sin")]
+    near = by_name(probe("ams", 5), probe("fra", 20), probe("sin", 90))
+    choice = decide_placement(regions, near, "", "laptop")
+
+    def spares(asked: str) -> list[str]:
+        return [endpoint.host for endpoint in endpoints_of(choice, "laptop", asked) if endpoint.spare]
+
+    assert spares("") == []
+    assert spares("auto") == ["fra.example"]
+    assert spares("sin") == ["sin.example"]
+    assert spares("ams") == ["fra.example"], "it is placed there already"
+    assert spares("nowhere") == []
+    assert [endpoint.host for endpoint in endpoints_of(choice, "laptop", "sin")] == [
+        "ams.example",
+        "fra.example",
+        "sin.example",
+    ]
+    asleep = decide_placement([view("ams"), view("fra", capacity=0)], {}, "", "laptop")
+    assert not any(endpoint.spare for endpoint in endpoints_of(asleep, "laptop", "auto")), "nobody is there"
+
+
+def test_a_large_region_leaves_room_for_the_spare_one() -> None:
+    nodes = tuple(NodeView(Endpoint(f"10.0.0.{n}", 7443, 7443, f"n{n}")) for n in range(20))
+    choice = decide_placement(
+        [view("ams", nodes=nodes), view("fra")], by_name(probe("ams", 5), probe("fra", 9)), "", "a"
+    )
+    found = endpoints_of(choice, "a", "auto")
+    assert len(found) == MOST_ENDPOINTS
+    assert [endpoint.host for endpoint in found if endpoint.spare] == ["fra.example"]
+
+
+def test_an_agent_asks_for_its_spare_region_when_it_registers() -> None:
+    request = EnrollRequest("laptop", can_probe=True, probes=(probe("ams", 1), probe("fra", 50)), spare="fra")
+    placed = FleetPlacement(TwoPools()).place(request, ("t/everywhere",), 0.0)
+    assert [(endpoint.host, endpoint.spare) for endpoint in placed.endpoints] == [
+        ("ams.example", False),
+        ("fra.example", True),
+    ]
