@@ -266,7 +266,9 @@ class Mesh:
         before = dict(self.holders.peers)
         for tunnel in self.holders.take(message, self.clock()):
             self._asked.pop(tunnel, None)
-            if tunnel in self._remotes:
+            remote = self._remotes.get(tunnel)
+            if remote is not None:
+                remote.candidates()  # who owned what before is remembered
                 self._wake(tunnel)
         for node, relay in before.items():
             peer = self._peers.get(node)
@@ -323,9 +325,16 @@ class Mesh:
     def _linked(self) -> list[Peer]:
         return [peer for peer in self._peers.values() if peer.runners]
 
-    def nodes_to_ask(self) -> list[str]:
-        """Peers that may know or have what this node lacks."""
-        return self._some_peers(MOST_ASKED)
+    def nodes_to_ask(self, holders: Iterable[str]) -> list[str]:
+        """See `siblings.Peers`."""
+        now = self.clock()
+        nodes = dict.fromkeys(
+            node
+            for node in holders
+            if node in self.holders.peers and (self.peer(node).runner or self.peer(node).may_dial(now))
+        )
+        nodes.update(dict.fromkeys(peer.name for peer in self._linked()))
+        return [node for node in nodes if not self.outliers.is_out(node)][:MOST_ASKED]
 
     def _some_peers(self, most: int) -> list[str]:
         """Peers to ask: those we have sessions with first, then any."""

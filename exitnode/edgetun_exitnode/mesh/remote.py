@@ -49,7 +49,7 @@ class Remote:
         self._nodes_before: list[Peer] | None = None
         self._candidates: tuple[str, ...] = ()
         self._elsewhere: Memo[bytes, bool] = Memo(4096)
-        # Who held it before this node knew of it, it cannot know.
+        # Who held it beside those that it hears of, before this node was there, it cannot know.
         self._former: deque[tuple[float, tuple[str, ...] | None]] = deque(
             ((mesh.clock() + MOVED_S, None),), MOST_FORMER
         )
@@ -74,13 +74,15 @@ class Remote:
             now = self._mesh.clock()
             while former and former[0][0] <= now:
                 former.popleft()
-            if any(names is None or rank_owners(key, names)[0] != own for _, names in former):
-                return True
+            for _, names in former:
+                if bool(candidates) if names is None else rank_owners(key, names)[0] != own:
+                    return True
         return bool(candidates) and self.is_elsewhere(key)
 
     def find_copy(self, key: bytes, found: Callable[[Handler | None], None]) -> None:
         """See `ownership.Owners`."""
-        self._mesh.siblings.find(key, found)
+        holders = [name for names in (self.candidates(), *(names for _, names in self._former)) for name in names or ()]
+        self._mesh.siblings.find(key, holders, found)
 
     def owner(self, key: bytes) -> OwnerRemote:
         """The way to the owner of a key."""

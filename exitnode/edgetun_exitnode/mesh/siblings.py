@@ -1,15 +1,16 @@
 """Copies of responses at other exit nodes: the owner of a key that was another's until lately looks there before it asks the laptop.
 
 Every node caches what its visitors got, for as long as the owner might. So when an owner dies, or a new holder takes a part of the
-keys, what the new owner lacks is mostly stored beside it, and the laptop need not be asked again before its time. docs/caching.md
-says when; here is the asking. Keys that are wanted within `GATHER_S` go into one call to each of up to 16 peers, and the first
-that has a copy is enough. When nobody has one, the answer is there with the slowest peer's, or after `ROUND_S`.
+keys, what the new owner lacks is mostly stored beside it, and the laptop need not be asked again before its time. remote.py
+knows when; here is the asking. Keys that are wanted within `GATHER_S` go into one call to each of up to 16 peers: those that hold the
+tunnel or did, and those with which a session stands, so that nobody dials around the world for a page that nobody has. The first that
+has a copy is enough. When nobody has one, the answer is there with the slowest peer's, or after `ROUND_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 from edgetun_core.errors import EdgetunError
@@ -18,7 +19,7 @@ from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.mesh.calls import Fresh, Wanted, ask_stored
 
 GATHER_S: Final = 0.002
-ROUND_S: Final = 1.0
+ROUND_S: Final = 0.25
 """A visitor waits this long at most for what others may have; then the laptop is asked."""
 MOST_KEYS: Final = 256
 """Keys in one call; what is wanted beyond that within `GATHER_S` is fetched at once."""
@@ -34,8 +35,8 @@ class Peers(Protocol):
 
     clock: Callable[[], float]
 
-    def nodes_to_ask(self) -> list[str]:
-        """Some of those that are known, bounded."""
+    def nodes_to_ask(self, holders: Iterable[str]) -> list[str]:
+        """Of these nodes and of those with which a session stands, some that may be reached; bounded."""
 
     async def reach(self, node: str) -> Handler | None: ...
     def begin(self, work: Coroutine[Any, Any, None], name: str) -> None: ...
@@ -48,11 +49,13 @@ class Siblings:
         self._peers = peers
         self._store = store
         self._wanted: dict[bytes, list[Found]] = {}
+        self._holders: dict[str, None] = {}
+        """Nodes that hold, or held, the tunnels of what is wanted."""
         self.asked_total = 0
         self.found_total = 0
 
-    def find(self, key: bytes, found: Found) -> None:
-        """Looks for a node that has a fresh copy; `found` is called once, perhaps at once."""
+    def find(self, key: bytes, holders: Iterable[str], found: Found) -> None:
+        """Looks for a node that has a fresh copy, first among `holders`; `found` is called once, perhaps at once."""
         waiting = self._wanted.get(key)
         if waiting is not None:
             waiting.append(found)
@@ -62,6 +65,7 @@ class Siblings:
             if not self._wanted:
                 asyncio.get_running_loop().call_later(GATHER_S, self._begin)
             self._wanted[key] = [found]
+            self._holders.update(dict.fromkeys(holders))
 
     def answer(self, wanted: Wanted) -> Fresh:
         """What this node could answer by itself, of what it has in memory."""
@@ -75,7 +79,8 @@ class Siblings:
 
     def _begin(self) -> None:
         wanted, self._wanted = self._wanted, {}
-        nodes = self._peers.nodes_to_ask()
+        holders, self._holders = self._holders, {}
+        nodes = self._peers.nodes_to_ask(holders)
         self.asked_total += len(wanted)
         if nodes:
             self._peers.begin(self._round(wanted, nodes), "look for copies")

@@ -11,6 +11,7 @@ import pytest
 
 from edgetun_core.purge import PurgeOrder
 from edgetun_core.snapshot import CacheRule, CollapseRule, LimitRule
+from edgetun_exitnode.mesh import siblings
 from edgetun_exitnode.mesh.ownership import rank_owners
 from support.mesh import Meshed, MeshNode, meshed
 from support.origin_server import ScriptedConnection, ScriptedOrigin, scripted_origin
@@ -44,6 +45,11 @@ class Origin:
             await connection.send(
                 b"HTTP/1.1 %b\r\nContent-Length: %d\r\n%b\r\n%b" % (self.status, len(body), self.fields, body)
             )
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(siblings, "ROUND_S", 10.0)  # a machine with other work may take its time
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -58,8 +58,8 @@ class Peers:
         self.nodes = nodes
         self.tasks: list[asyncio.Task[None]] = []
 
-    def nodes_to_ask(self) -> list[str]:
-        return list(self.nodes)
+    def nodes_to_ask(self, holders: Iterable[str]) -> list[str]:
+        return [*holders, *self.nodes]
 
     async def reach(self, node: str) -> Handler | None:
         return self.nodes[node]
@@ -72,7 +72,7 @@ async def found(peers: Peers, *keys: bytes) -> list[Handler | None]:
     finding = Siblings(peers, Store(1024))
     futures = [asyncio.get_running_loop().create_future() for _ in keys]
     for key, future in zip(keys, futures, strict=True):
-        finding.find(key, future.set_result)
+        finding.find(key, (), future.set_result)
     async with asyncio.timeout(10):
         return list(await asyncio.gather(*futures))
 
@@ -97,13 +97,13 @@ async def test_nobody_to_ask_and_too_much_to_ask_for_are_answered_at_once() -> N
     assert await found(Peers(), b"a") == [None]
     peers = Peers(has=Node({}))
     finding, answers = Siblings(peers, Store(1024)), list[Handler | None]()
-    finding.find(b"x" * (MOST_KEY_BYTES + 1), answers.append)
+    finding.find(b"x" * (MOST_KEY_BYTES + 1), (), answers.append)
     assert answers == [None]
     for number in range(MOST_KEYS + 5):
-        finding.find(b"%d" % number, answers.append)
+        finding.find(b"%d" % number, (), answers.append)
     assert len(answers) == 6
     last = asyncio.get_running_loop().create_future()
-    finding.find(b"0", last.set_result)
+    finding.find(b"0", (), last.set_result)
     async with asyncio.timeout(10):
         assert await last is None
     await asyncio.gather(*peers.tasks)
