@@ -1,7 +1,7 @@
 """A full exit node at rest: the memory of one with 1,000 agents and 10,000 idle visitors, and what each of them costs.
 
 Agents are sessions of the agents' own code in one process (`light_agents.py`), each with a tunnel of its own. Visitors are keep-alive
-connections over TLS, every second one HTTP/2, that have asked once.
+connections that have asked once: over TLS, every second one HTTP/2, or over plain HTTP, as behind a load balancer that ends TLS.
 
 python bench/full_node.py [--agents 1000] [--visitors 10000] [--quick]
 """
@@ -12,7 +12,6 @@ import contextlib
 import os
 import resource
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,11 +61,14 @@ class Node(Running):
 
     stage: Stage | None = None
     engine: str = ""
+    plain_port: int = 0
+    is_plain: bool = False
+    """Visitors come without TLS."""
     tunnel_port: int = 0
 
 
 @contextmanager
-def node(engine: str, agents: int) -> Iterator[Node]:
+def node(engine: str, agents: int, *, is_plain: bool = False) -> Iterator[Node]:
     """An exit node with a tunnel for each agent."""
     plain, secure, tunnel = free_port(), free_port(), free_port()
     with Stage() as stage:
@@ -87,7 +89,16 @@ def node(engine: str, agents: int) -> Iterator[Node]:
             ],
         )  # fmt: skip
         wait_until("edgetun-exitnode", lambda: is_listening(secure) and is_listening(tunnel), [process])
-        yield Node(secure, (process,), scheme="https", stage=stage, engine=engine, tunnel_port=tunnel)
+        yield Node(
+            secure,
+            (process,),
+            scheme="https",
+            stage=stage,
+            engine=engine,
+            plain_port=plain,
+            is_plain=is_plain,
+            tunnel_port=tunnel,
+        )
 
 
 def bring_agents(node: Node, count: int) -> Process:
@@ -107,6 +118,7 @@ def main() -> None:
     agents, visitors = arguments.agents, arguments.visitors
     if arguments.quick:
         agents, visitors = min(agents, 50), min(visitors, 400)
+    half = visitors // 2
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(visitors + 100, visitors + 2 * agents + 100)
     if hard < needed:
@@ -115,10 +127,13 @@ def main() -> None:
     os.sched_setaffinity(0, {CLIENT_CORE})
     contexts = {h2: trusting_all(h2) for h2 in (False, True)}
 
-    def ask(running: Running, stack: contextlib.ExitStack, number: int, h2: bool) -> None:
+    def ask(running: Node, stack: contextlib.ExitStack, number: int, h2: bool) -> None:
         name = f"t{number % agents}.localhost"
-        plain = socket.create_connection(("127.0.0.1", running.port), timeout=20)
-        sock: ssl.SSLSocket = stack.enter_context(contexts[h2].wrap_socket(plain, server_hostname=name))
+        port = running.plain_port if running.is_plain else running.port
+        sock: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        stack.enter_context(sock)
+        if not running.is_plain:
+            sock = stack.enter_context(contexts[h2].wrap_socket(sock, server_hostname=name))
         if h2:
             ask_h2(sock, name)
             return
@@ -141,12 +156,15 @@ def main() -> None:
         row.add(empty=empty / 1e6, agent=(with_agents - empty) / agents / 1e3)
         with contextlib.ExitStack() as stack:
             before = with_agents
-            for h2, figure in ((False, "http1"), (True, "http2")):
-                for number in range(visitors // 2):
+            kinds = (
+                [(False, "http1", visitors)] if running.is_plain else [(False, "http1", half), (True, "http2", half)]
+            )
+            for h2, figure, count in kinds:
+                for number in range(count):
                     ask(running, stack, number, h2)
                 time.sleep(0.5)
                 now = server.rss_bytes()
-                row.add(**{figure: (now - before) / (visitors // 2) / 1e3})
+                row.add(**{figure: (now - before) / count / 1e3})
                 before = now
             cpu = server.cpu_s()
             time.sleep(arguments.seconds)
@@ -159,6 +177,7 @@ def main() -> None:
     subjects: dict[str, Subject] = {
         "agents over TLS": partial(node, "tls", agents),
         "agents over QUIC (qh3)": partial(node, "qh3", agents),
+        "agents over TLS, visitors without TLS": partial(node, "tls", agents, is_plain=True),
     }
     rows = measure(subjects, one, repeats=arguments.repeats, only=arguments.only, tries=1)
     title = f"Memory of an exit node with {agents:,} agents and {visitors:,} idle visitors"

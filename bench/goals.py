@@ -152,6 +152,7 @@ GOALS = [
     Goal("idle visitor, HTTP/2 over TLS, exit node alone", _figure("idle-tls", "edgetun, HTTP/2 over TLS", "edge"), at_most=30_000, unit="bytes"),
     Goal("idle visitor, agent", _figure("idle", TLS, "agent"), at_most=64, unit="bytes"),
     Goal("exit node with 1,000 agents (TLS) and 10,000 idle visitors, RSS", _figure("full-node", "agents over TLS", "whole"), at_most=300, unit="MB"),
+    Goal("the same, visitors without TLS", _figure("full-node", "agents over TLS, visitors without TLS", "whole"), at_most=300, unit="MB"),
     Goal("the same, agents over QUIC", _figure("full-node", "agents over QUIC (qh3)", "whole"), at_most=300, unit="MB"),
     Goal("`edgetun http` ready", _figure("startup", "edgetun http, first answer from the origin", "ready"), at_most=1000, unit="ms"),
     *_BAD_LINK,

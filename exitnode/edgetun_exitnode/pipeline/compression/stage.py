@@ -20,7 +20,12 @@ from edgetun_exitnode.cache.store import Entry
 from edgetun_exitnode.pipeline.compression.encoders import ENCODE_WHOLE, Encoder, Encoders
 from edgetun_exitnode.pipeline.compression.negotiate import decide_accepted
 from edgetun_exitnode.pipeline.compression.shared import Follower, SharedEncodings
-from edgetun_exitnode.pipeline.compression.verdict import TypeFilter, Verdict, decide_verdict, weaken_not_modified
+from edgetun_exitnode.pipeline.compression.verdict import (
+    Verdict,
+    decide_verdict,
+    filter_of,
+    weaken_not_modified,
+)
 from edgetun_exitnode.pipeline.router import OpenFunction
 
 MEMO_HEADS = 2048
@@ -72,7 +77,7 @@ class CompressionStage:
     def __init__(self, rule: CompressionRule, compressor: Compressor, following: Handler, scheduler: Scheduler) -> None:
         self._rule = rule
         self._next = following
-        self._types = TypeFilter(rule.types)
+        self._types = filter_of(rule.types)
         self._offered = tuple(coding.encode() for coding in rule.codings if coding.encode() in ENCODE_WHOLE)
         self._memo: Memo[ResponseHead, Verdict] = Memo(MEMO_HEADS)
         self._open_plain: OpenFunction = _Plain(self, following).open
