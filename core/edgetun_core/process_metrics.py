@@ -1,4 +1,5 @@
-"""What every process tells of itself beside its own metrics: memory, file descriptors, threads, tasks. Where these grow, something leaks.
+"""What every process tells of itself beside its own metrics: memory, file descriptors, threads, tasks (where these grow, something
+leaks), and what its UDP sockets had no room for.
 
 Runs on a scrape's thread and only reads: `/proc` (nothing of that elsewhere than on Linux), and the event loop's set of tasks.
 """
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from edgetun_core.transport.udp_health import udp_drops
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -36,3 +39,8 @@ class _Process:
             # all_tasks copies the set, and tries again when the loop changed it meanwhile
             tasks = asyncio.all_tasks(self._loop)
             yield GaugeMetricFamily("edgetun_event_loop_tasks", "Tasks that have not ended.", value=len(tasks))
+        yield CounterMetricFamily(
+            "edgetun_udp_receive_drops",
+            "Datagrams that the kernel lost since the receive buffer of a UDP socket was full; raise net.core.rmem_max.",
+            value=udp_drops(),
+        )

@@ -51,7 +51,7 @@ def test_metrics_are_read_when_they_are_scraped_and_are_valid_openmetrics(admin:
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     assert families["edgetun_agent_requests"].samples[0].value == 41
     own = {name for name in families if not name.startswith("process_")}
-    assert own == {"edgetun_agent_requests", "edgetun_agent_sessions", "edgetun_threads"}
+    assert own == {"edgetun_agent_requests", "edgetun_agent_sessions", "edgetun_threads", "edgetun_udp_receive_drops"}
 
 
 def test_readiness_says_why_not(admin: AdminServer) -> None:

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from edgetun_core.transport import udp_health
+
 log = logging.getLogger("edgetun.transport")
 
 Address = tuple[str, int] | tuple[str, int, int, int]
@@ -100,6 +102,8 @@ class UdpSocket:
         self._max_queued_bytes = max_queued_bytes
         self.buffer_bytes = _grow_buffers(sock, wanted_buffer_bytes)
         """What the kernel gave for receiving; less than `WANTED_BUFFER_BYTES` means loss at high speed."""
+        if wanted_buffer_bytes:
+            udp_health.watch(sock)
         self._loop.add_reader(self._fd, self._readable)
 
     @property
@@ -137,6 +141,7 @@ class UdpSocket:
             self._loop.remove_writer(self._fd)
         self._queue.clear()
         self._waiting.clear()
+        udp_health.leave(self._sock)
         self._sock.close()
 
     # --- sending

@@ -172,6 +172,20 @@ async def test_control_away_serving_goes_on_sessions_reconnect_and_nothing_is_lo
     assert await scene.status(scene.edges[0]) == 404
 
 
+async def test_control_away_a_dying_exit_node_is_replaced_by_the_other(scene: Scene, origin: ScriptedOrigin) -> None:
+    agent = await scene.agent(origin.url)
+    await scene.control.stop()
+    dying, other = scene.edges
+    await eventually(lambda: not any(edge.follower.is_connected for edge in scene.edges))
+    for runner in list(dying.node.acceptor.runners):
+        assert runner.link is not None
+        runner.link.abort()
+    await dying.close()
+    await eventually(lambda: [view.node for view in agent.sessions] == ["n2", "n2"], 30)
+    assert await scene.status(other) == 200
+    assert agent.counters.sessions_opened >= 3
+
+
 async def test_control_down_for_an_hour_agents_reconnect_with_the_credential_that_they_have(
     scene: Scene, origin: ScriptedOrigin
 ) -> None:
