@@ -67,8 +67,8 @@ class Published(Protocol):
         """Of `manifest_tunnels` at least those that the token may serve."""
         ...
 
-    async def changed(self, timeout_s: float) -> None:
-        """Returns when something else is published, or after the time."""
+    async def changed(self, timeout_s: float, token: TokenRecord | None = None) -> None:
+        """Returns when something else is published, or after the time. With a token, what its agents cannot notice may be left out."""
         ...
 
 
@@ -174,7 +174,8 @@ class Control:
                 return True
             if now >= ends:
                 return False
-            await self._publisher.changed(min(WATCH_S, ends - now))
+            # An agent that claims a name of its own may collide with anybody's.
+            await self._publisher.changed(min(WATCH_S, ends - now), token if request.adhoc is None else None)
             await asyncio.sleep(WATCH_PAUSE_S)  # what changes together is looked at together
             found = self._store.state.tokens.get(token.id)
             if found is None:

@@ -77,8 +77,8 @@ class Publisher:
         """A folder holds few tunnels: all of them."""
         return self._compiled.manifest_tunnels
 
-    async def changed(self, timeout_s: float) -> None:
-        """Returns when another snapshot is published, or after the time."""
+    async def changed(self, timeout_s: float, token: TokenRecord | None = None) -> None:
+        """Returns when another snapshot is published, or after the time; a folder holds few tunnels, whosever they are."""
         changed = asyncio.Event()
         first = self._snapshot
         stop = self.subscribe(lambda snapshot: changed.set() if snapshot is not first else None)

@@ -12,17 +12,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Final
 
+import msgspec
 from pydantic import ValidationError
 
 from edgetun_control.adhoc import build_adhoc_tunnel
 from edgetun_control.registry import adhoc_tunnel_id
 from edgetun_control.store import Claim, decide_ended_tokens, ended_since
 from edgetun_control.stores.kubernetes import KubernetesStore
+from edgetun_control.watchers import Watchers
+from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.api.tunnel import Tunnel, TunnelSpec
 from edgetun_core.compile import allows_region, pool_rule, tunnel_rule
-from edgetun_core.control_stream.delta import replace_rules
+from edgetun_core.control_stream import Changes
 from edgetun_core.credentials import TokenRecord, TokenState
 from edgetun_core.snapshot import CredentialKey, PoolRule, Snapshot, TunnelRule
 
@@ -49,20 +53,20 @@ class FleetPublisher:
         self._adhoc: dict[str, Claim] = {}
         self._dirty: set[str] = set()
         self._version = int(clock() * 1000)
-        self._tunnels_by_region: dict[tuple[str, str], tuple[TunnelRule, ...]] = {}
-        """Of the regions that were asked for; sorted by id, and brought up to date with every publication."""
         self._changes: deque[tuple[int, frozenset[str]]] = deque(maxlen=KEPT_CHANGES)
         """Versions, and the tunnels that changed with each."""
         self._complete_since = self._version
         """Changes after this version are all in `_changes`."""
         self._keys: tuple[CredentialKey, ...] = ()
         self._revoked: tuple[str, ...] = ()
+        self._pools: dict[str, ExitPool] = {}
+        """As they were published last."""
         self._subscribers: list[Callable[[object], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
         self._settled.set()
-        self._next = asyncio.Event()
+        self._watchers = Watchers()
         self._by_namespace: dict[str, set[str]] = {}
         self._is_running = False
         self.published_total = 0
@@ -92,8 +96,8 @@ class FleetPublisher:
 
     def manifest_tunnels_of(self, token: TokenRecord) -> Mapping[str, tuple[str, ...]]:
         """Those of the namespaces that the token's patterns name."""
-        namespaces = {pattern.partition("/")[0] for pattern in token.tunnels}
-        if not namespaces or any("*" in namespace for namespace in namespaces):
+        namespaces = _namespaces_of(token)
+        if namespaces is None:
             return self._manifests
         return {
             tunnel_id: self._manifests[tunnel_id]
@@ -101,18 +105,14 @@ class FleetPublisher:
             for tunnel_id in self._by_namespace.get(namespace, ())
         }
 
-    async def changed(self, timeout_s: float) -> None:
-        """Returns when something else is published, or after the time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._next.wait()
-        except TimeoutError:
-            pass
+    async def changed(self, timeout_s: float, token: TokenRecord | None = None) -> None:
+        """Returns when something else is published that concerns tunnels of the token, or after the time. Without one: anything."""
+        namespaces = _namespaces_of(token) if token is not None else None
+        await self._watchers.wait(namespaces, timeout_s)
 
     def wake(self) -> None:
         """Exit nodes or addresses are others: whoever waits in `changed` looks again."""
-        self._next.set()
-        self._next = asyncio.Event()
+        self._watchers.wake()
 
     def rule(self, tunnel_id: str) -> TunnelRule | None:
         """What is served as this tunnel."""
@@ -140,21 +140,30 @@ class FleetPublisher:
         self._subscribers.append(subscriber)
 
     def region_snapshot(self, pool: str, region: str) -> Snapshot:
-        """What the exit nodes of one region obey."""
-        key = pool, region
-        tunnels = self._tunnels_by_region.get(key)
-        if tunnels is None:
-            tunnels = self._tunnels_by_region[key] = tuple(
-                rule
-                for tunnel_id, rule in sorted(self._rules.items())
-                if _is_served(self._specs[tunnel_id], pool, region)
-            )
+        """What the exit nodes of one region obey. Costs all tunnels."""
+        tunnels = tuple(
+            rule for tunnel_id, rule in sorted(self._rules.items()) if _is_served(self._specs[tunnel_id], pool, region)
+        )
+        return msgspec.structs.replace(self._head(pool, region), tunnels=tunnels)
+
+    def region_change(self, pool: str, region: str, since: int) -> tuple[Snapshot, Changes] | None:
+        """The same without its tunnels, and at least those that are others than in the one of version `since`; None: not known."""
+        changed = self.changed_since(since)
+        if changed is None:
+            return None
+        rules: dict[str, TunnelRule | None] = {}
+        for tunnel_id in changed:
+            rule = self._rules.get(tunnel_id)
+            is_here = rule is not None and _is_served(self._specs[tunnel_id], pool, region)
+            rules[tunnel_id] = rule if is_here else None
+        return self._head(pool, region), rules
+
+    def _head(self, pool: str, region: str) -> Snapshot:
         found = self._store.claims.pools.get(pool)
         return Snapshot(
             version=self._version,
             pool=pool,
             region=region,
-            tunnels=tunnels,
             credential_keys=self._keys,
             revoked_tokens=self._revoked,
             pool_rule=pool_rule(found.spec) if found is not None else PoolRule(),
@@ -164,11 +173,8 @@ class FleetPublisher:
         """At least the tunnels that are others than in the snapshots of that version; None when nobody remembers."""
         if version < self._complete_since:
             return None
-        return frozenset().union(*(ids for at, ids in self._changes if at > version))
-
-    def forget_region(self, pool: str, region: str) -> None:
-        """Nobody follows this region any more."""
-        self._tunnels_by_region.pop((pool, region), None)
+        later = takewhile(lambda change: change[0] > version, reversed(self._changes))
+        return frozenset().union(*(ids for _, ids in later))
 
     # ---- changes
 
@@ -197,7 +203,9 @@ class FleetPublisher:
             except ValidationError as error:
                 log.warning("the claim of %s is not usable: %d fields are wrong", claim.hostname, error.error_count())
         if self._is_running:
-            self._publish()
+            self._keys = tuple(key.public for key in state.signing_keys)
+            self._revoked = decide_ended_tokens(state, now)
+            self._publish(is_for_all=True)
             self._watch_ends()
 
     def _soon(self) -> None:
@@ -205,39 +213,38 @@ class FleetPublisher:
         if self._is_running and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._publish)
 
-    def _publish(self) -> None:
+    def _publish(self, *, is_for_all: bool = False) -> None:
+        """Looks at what was touched. Nobody hears of it when it comes to nothing, as with most reservations and statuses."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         began = time.perf_counter()
         dirty, self._dirty = self._dirty, set()
         changed = frozenset(tunnel_id for tunnel_id in dirty if self._look_at(tunnel_id))
-        state = self._store.state
-        self._keys = tuple(key.public for key in state.signing_keys)
-        self._revoked = decide_ended_tokens(state, self._clock())
+        is_for_all |= self._pools_changed()
+        if changed or is_for_all:
+            self._tell(changed, is_for_all)
+            self.last_cost_s = time.perf_counter() - began
+        self._settled.set()
+
+    def _tell(self, changed: frozenset[str], is_for_all: bool) -> None:
         self._version = max(self._version + 1, int(self._clock() * 1000))
         if changed:
             if len(self._changes) == KEPT_CHANGES:
                 self._complete_since = self._changes[0][0]
             self._changes.append((self._version, changed))
-            self._bring_up_to_date(changed)
         self.published_total += 1
         for subscriber in tuple(self._subscribers):
             subscriber(self)
-        self._settled.set()
-        self.wake()
-        self.last_cost_s = time.perf_counter() - began
+        self._watchers.wake(None if is_for_all else {tunnel_id.partition("/")[0] for tunnel_id in changed})
 
-    def _bring_up_to_date(self, changed: frozenset[str]) -> None:
-        for (pool, region), tunnels in self._tunnels_by_region.items():
-            put, removed = [], []
-            for tunnel_id in sorted(changed):
-                rule = self._rules.get(tunnel_id)
-                if rule is not None and _is_served(self._specs[tunnel_id], pool, region):
-                    put.append(rule)
-                else:
-                    removed.append(tunnel_id)
-            self._tunnels_by_region[pool, region] = replace_rules(tunnels, put, removed)
+    def _pools_changed(self) -> bool:
+        """Whether a pool is another one, so that its limits may be, or what agents hear of it."""
+        now, before = self._store.claims.pools, self._pools
+        if len(now) == len(before) and all(before.get(name) is pool for name, pool in now.items()):
+            return False
+        self._pools = dict(now)
+        return True
 
     def _look_at(self, tunnel_id: str) -> bool:
         """Compiles one tunnel; whether anything is new."""
@@ -272,6 +279,12 @@ class FleetPublisher:
         coming = [ends for record in self._store.state.tokens.values() if (ends := ended_since(record)) > now]
         wait_s = max(0.05, min([LONGEST_SLEEP_S, *(ends - now for ends in coming)]))
         self._end_timer = asyncio.get_running_loop().call_later(wait_s, self._state_changed)
+
+
+def _namespaces_of(token: TokenRecord) -> frozenset[str] | None:
+    """The namespaces whose tunnels a token may serve; None: any."""
+    namespaces = frozenset(pattern.partition("/")[0] for pattern in token.tunnels)
+    return None if not namespaces or any("*" in namespace for namespace in namespaces) else namespaces
 
 
 def _is_served(spec: TunnelSpec, pool: str, region: str) -> bool:

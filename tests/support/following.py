@@ -31,10 +31,8 @@ class Published:
     def region_snapshot(self, pool: str, region: str) -> Snapshot:
         return msgspec.structs.replace(self.present, pool=pool, region=region)
 
-    def changed_since(self, version: int) -> None:
+    def region_change(self, pool: str, region: str, since: int) -> None:
         return None
-
-    def forget_region(self, pool: str, region: str) -> None: ...
 
 
 class Heard(SilentFleetListener):

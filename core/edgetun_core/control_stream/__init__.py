@@ -8,7 +8,7 @@ feed.py       control's end of one stream: what to send to a node, given what it
 
 from edgetun_core.control_stream.delta import apply_delta, diff_snapshots
 from edgetun_core.control_stream.digest import snapshot_digest
-from edgetun_core.control_stream.feed import Feed, History
+from edgetun_core.control_stream.feed import Changes, Feed, History
 from edgetun_core.control_stream.messages import (
     IDENTITY_PATH,
     STREAM_PATH,
@@ -37,6 +37,7 @@ __all__ = [
     "IDENTITY_PATH",
     "STREAM_PATH",
     "Ack",
+    "Changes",
     "Delta",
     "Drain",
     "Feed",

@@ -6,12 +6,12 @@ Both cost what has changed, when it is known which tunnels may have: the rest of
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from edgetun_core.control_stream.messages import Delta
 from edgetun_core.errors import ProtocolError
-from edgetun_core.snapshot import PoolRule, Snapshot, TunnelRule, find_rule
+from edgetun_core.snapshot import PoolRule, Snapshot, TunnelRule
 
 MANY: Final = 256
 """With more changes than this, sorting all tunnels once is cheaper than moving them aside for each."""
@@ -21,51 +21,44 @@ class DeltaMismatch(ProtocolError):
     """The delta starts from another snapshot than the one that is there; only the whole helps."""
 
 
-def diff_snapshots(
-    old: Snapshot, new: Snapshot, *, base: str, digest: str, changed: Iterable[str] | None = None
-) -> Delta:
-    """What turns `old` (named `base`) into `new` (named `digest`). Both are of one pool and region.
+def diff_snapshots(old: Snapshot, new: Snapshot, *, base: str, digest: str) -> Delta:
+    """What turns `old` (named `base`) into `new` (named `digest`). Both are of one pool and region. Compares all tunnels."""
+    changes = compare_rules({rule.id: rule for rule in old.tunnels}, new.tunnels)
+    return build_delta(old, new, changes, base=base, digest=digest)
 
-    `changed` are the ids of at least all tunnels that differ; None when that is not known.
-    """
+
+def compare_rules(before: Mapping[str, TunnelRule], tunnels: Iterable[TunnelRule]) -> dict[str, TunnelRule | None]:
+    """The rules among `tunnels` that are others than before, and None for those that are gone."""
+    gone = set(before)
+    changes: dict[str, TunnelRule | None] = {}
+    for rule in tunnels:
+        gone.discard(rule.id)
+        was = before.get(rule.id)
+        if was is not rule and was != rule:
+            changes[rule.id] = rule
+    changes.update(dict.fromkeys(gone))
+    return changes
+
+
+def build_delta(
+    old: Snapshot, new: Snapshot, changes: Mapping[str, TunnelRule | None], *, base: str, digest: str
+) -> Delta:
+    """The same where it is known how the tunnels differ: of the snapshots only the rest is looked at."""
     if (old.pool, old.region) != (new.pool, new.region):
         raise ValueError(f"{old.pool}/{old.region} cannot become {new.pool}/{new.region}")
-    put, removed = _compare_all(old, new) if changed is None else _compare(old, new, changed)
     was_revoked, is_revoked = set(old.revoked_tokens), set(new.revoked_tokens)
+    changed = sorted(changes.items())
     return Delta(
         base=base,
         digest=digest,
         version=new.version,
-        put=tuple(put),
-        removed=tuple(removed),
+        put=tuple(rule for _, rule in changed if rule is not None),
+        removed=tuple(tunnel_id for tunnel_id, rule in changed if rule is None),
         credential_keys=None if new.credential_keys == old.credential_keys else new.credential_keys,
         revoked=tuple(sorted(is_revoked - was_revoked)),
         unrevoked=tuple(sorted(was_revoked - is_revoked)),
         pool_rule=None if new.pool_rule == old.pool_rule else new.pool_rule,
     )
-
-
-def _compare_all(old: Snapshot, new: Snapshot) -> tuple[list[TunnelRule], list[str]]:
-    before = {rule.id: rule for rule in old.tunnels}
-    put: list[TunnelRule] = []
-    for rule in new.tunnels:
-        was = before.pop(rule.id, None)
-        if was is not rule and was != rule:
-            put.append(rule)
-    return put, sorted(before)
-
-
-def _compare(old: Snapshot, new: Snapshot, changed: Iterable[str]) -> tuple[list[TunnelRule], list[str]]:
-    put: list[TunnelRule] = []
-    removed: list[str] = []
-    for tunnel_id in sorted(changed):
-        was, rule = find_rule(old.tunnels, tunnel_id), find_rule(new.tunnels, tunnel_id)
-        if rule is None:
-            if was is not None:
-                removed.append(tunnel_id)
-        elif was is not rule and was != rule:
-            put.append(rule)
-    return put, removed
 
 
 def apply_delta(old: Snapshot, old_digest: str, delta: Delta) -> Snapshot:

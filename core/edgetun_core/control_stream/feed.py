@@ -7,36 +7,53 @@ however many nodes get it. `Feed` is one node: at most one change is on its way;
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from edgetun_core.control_stream.delta import diff_snapshots
+import msgspec
+
+from edgetun_core.control_stream.delta import build_delta, compare_rules
 from edgetun_core.control_stream.digest import RuleHashes
 from edgetun_core.control_stream.messages import Ack, Full, NodeHello, Resync, Standing, encode
-from edgetun_core.snapshot import Snapshot, find_rule
+from edgetun_core.snapshot import Snapshot, TunnelRule
 
 KEPT_SNAPSHOTS: Final = 64
-"""They share nearly all of their tunnels, so this is cheap; a node that is further behind gets the whole."""
+"""Of each is kept what turned it into the next; a node that is further behind gets the whole."""
 KEPT_MESSAGES: Final = 16
+
+Changes = Mapping[str, TunnelRule | None]
+"""Tunnels by id; None: it is gone."""
 
 
 class _Kept(NamedTuple):
-    snapshot: Snapshot
+    head: Snapshot
+    """Without the tunnels."""
     step: int
     """When it was the present one last."""
 
 
+class _Step(NamedTuple):
+    number: int
+    before: Changes
+    """The rules that changed, as they were; None: it was not there."""
+
+
 class History:
-    """The snapshots of one pool's region. `put` the next one; `message_from` tells what a node with another one needs."""
+    """The snapshots of one pool's region. `put` or `change` to the next one; `message_from` tells what a node with another one needs.
+
+    Tunnels are held once, as they are now, with what each step changed: a step costs what it changes, not what there is.
+    """
 
     def __init__(self) -> None:
-        self._snapshots: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._messages: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        self._hashes = RuleHashes()
-        self._steps: deque[tuple[int, frozenset[str] | None]] = deque(maxlen=KEPT_SNAPSHOTS)
-        """The latest steps, and which tunnels may have changed with each; None where that is not known."""
+        self._rules = RuleHashes()
+        self._steps: deque[_Step] = deque(maxlen=KEPT_SNAPSHOTS)
         self._step = 0
         self._digest = ""
+        self._whole: Snapshot | None = None
+        self.told_version = 0
+        """Of the snapshot that was put in last, also when it said what the present one says."""
 
     @property
     def digest(self) -> str:
@@ -45,35 +62,42 @@ class History:
 
     @property
     def current(self) -> Snapshot | None:
-        kept = self._snapshots.get(self._digest)
-        return kept.snapshot if kept is not None else None
+        """The present snapshot. Costs sorting all tunnels after a change."""
+        if self._whole is None and self._digest:
+            head = self._kept[self._digest].head
+            self._whole = msgspec.structs.replace(head, tunnels=self._rules.sorted())
+        return self._whole
 
-    def put(self, snapshot: Snapshot, changed: Iterable[str] | None = None) -> bool:
-        """Takes the next snapshot; False when it says what the present one says (then the present one stays).
+    def put(self, snapshot: Snapshot) -> bool:
+        """Takes the next snapshot; False when it says what the present one says (then the present one stays)."""
+        before = {rule.id: rule for rule in self.current.tunnels} if self.current is not None else {}
+        return self.change(msgspec.structs.replace(snapshot, tunnels=()), compare_rules(before, snapshot.tunnels))
 
-        `changed` are the ids of at least all tunnels that differ from the present snapshot's; None when that is not known.
-        """
-        present = self.current
-        ids = frozenset(changed) if changed is not None and present is not None else None
-        if ids is None:
-            self._hashes = RuleHashes(snapshot.tunnels)
-        else:
-            for tunnel_id in ids:
-                rule = find_rule(snapshot.tunnels, tunnel_id)
-                if rule is not None:
-                    self._hashes.put(rule)
-                else:
-                    self._hashes.drop(tunnel_id)
-        digest = self._hashes.digest(snapshot)
-        if digest == self._digest:
-            return False
+    def change(self, head: Snapshot, changes: Changes) -> bool:
+        """The same, given the next snapshot without its tunnels, and at least all tunnels that are others than in the present one."""
+        self.told_version = head.version
+        before: dict[str, TunnelRule | None] = {}
+        for tunnel_id, rule in changes.items():
+            was = self._rules.get(tunnel_id)
+            if was is rule or was == rule:
+                continue
+            before[tunnel_id] = was
+            if rule is not None:
+                self._rules.put(rule)
+            else:
+                self._rules.drop(tunnel_id)
+        if not before and self._digest:
+            present = self._kept[self._digest].head
+            if msgspec.structs.replace(head, version=present.version) == present:
+                return False
         self._step += 1
-        self._steps.append((self._step, ids))
-        self._digest = digest
-        self._snapshots[digest] = _Kept(snapshot, self._step)
-        self._snapshots.move_to_end(digest)
-        while len(self._snapshots) > KEPT_SNAPSHOTS:
-            self._snapshots.popitem(last=False)
+        self._steps.append(_Step(self._step, before))
+        self._digest = self._rules.digest(head)
+        self._whole = None
+        self._kept[self._digest] = _Kept(head, self._step)
+        self._kept.move_to_end(self._digest)
+        while len(self._kept) > KEPT_SNAPSHOTS:
+            self._kept.popitem(last=False)
         return True
 
     def message_from(self, have: str) -> bytes:
@@ -87,30 +111,27 @@ class History:
         return message
 
     def _build(self, have: str) -> bytes:
-        present = self._snapshots[self._digest].snapshot
+        present = self._kept[self._digest].head
         if have == self._digest:
             return encode(Standing(present.version, self._digest))
-        base = self._snapshots.get(have)
-        whole = Full(present, self._digest)
-        if base is None:
-            return encode(whole)
-        changed = self._changed_since(base.step)
-        delta = diff_snapshots(base.snapshot, present, base=have, digest=self._digest, changed=changed)
-        if len(delta.put) > len(present.tunnels) // 2 + 1:
-            return encode(whole)
-        return encode(delta)
+        base = self._kept.get(have)
+        changes = self._changes_since(base.step) if base is not None else None
+        if base is None or changes is None or len(changes) > len(self._rules) // 2 + 1:
+            whole = self.current
+            assert whole is not None
+            return encode(Full(whole, self._digest))
+        return encode(build_delta(base.head, present, changes, base=have, digest=self._digest))
 
-    def _changed_since(self, step: int) -> frozenset[str] | None:
-        """Tunnels that may have changed after a step; None when that is not known any more."""
-        if not self._steps or self._steps[0][0] > step + 1:
+    def _changes_since(self, step: int) -> Changes | None:
+        """How the tunnels differ from those after a step; None when that is not known any more."""
+        if not self._steps or self._steps[0].number > step + 1:
             return None
-        found: set[str] = set()
-        for later, ids in self._steps:
-            if later > step:
-                if ids is None:
-                    return None
-                found |= ids
-        return frozenset(found)
+        before: dict[str, TunnelRule | None] = {}
+        for later in self._steps:
+            if later.number > step:
+                before = {**later.before, **before}
+        now = {tunnel_id: self._rules.get(tunnel_id) for tunnel_id in before}
+        return {tunnel_id: rule for tunnel_id, rule in now.items() if rule != before[tunnel_id]}
 
 
 class Feed:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from edgetun_control.exits.peers import AWAY_S, PeerBook
 from edgetun_core.control_stream import (
     Ack,
+    Changes,
     Drain,
     Feed,
     History,
@@ -48,12 +49,11 @@ class Snapshots(Protocol):
         """The present one."""
         ...
 
-    def changed_since(self, version: int) -> frozenset[str] | None:
-        """At least the tunnels that are others than in snapshots of that version; None when that is not known."""
-        ...
+    def region_change(self, pool: str, region: str, since: int) -> tuple[Snapshot, Changes] | None:
+        """The present one without tunnels, and at least those that are others than in the one of version `since`.
 
-    def forget_region(self, pool: str, region: str) -> None:
-        """Nobody follows this region any more."""
+        None when that is not known.
+        """
         ...
 
 
@@ -162,9 +162,10 @@ class Fleet:
                         self._send(node, message, is_change=False)
 
     def _put(self, history: History, pool: str, region: str) -> bool:
-        before = history.current
-        changed = self._snapshots.changed_since(before.version) if before is not None else None
-        return history.put(self._snapshots.region_snapshot(pool, region), changed)
+        known = self._snapshots.region_change(pool, region, history.told_version) if history.digest else None
+        if known is not None:
+            return history.change(*known)
+        return history.put(self._snapshots.region_snapshot(pool, region))
 
     # ---- from streams
 
@@ -204,7 +205,6 @@ class Fleet:
             key = node.name.pool, node.name.region
             if not any((other.name.pool, other.name.region) == key for other in self):
                 self._histories.pop(key, None)
-                self._snapshots.forget_region(*key)
             self.peers.left(node.name, self._clock())
             asyncio.get_running_loop().call_later(AWAY_S + 0.1, self.tell_peers)
             self.listener.node_left(node)

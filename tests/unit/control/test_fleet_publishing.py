@@ -18,6 +18,7 @@ from edgetun_core.api.load import parse_resource
 from edgetun_core.api.reservation import reservation_name
 from edgetun_core.compile import compile_region
 from edgetun_core.control_stream import Ack, NodeHello, Resync, decode_from_control, snapshot_digest
+from edgetun_core.credentials import TokenRecord
 from edgetun_core.fleet_identity import ExitNodeName
 from edgetun_core.http.exchange import CLOSED
 from edgetun_core.snapshot import RouteRule, Snapshot, TunnelRule
@@ -279,4 +280,82 @@ async def test_what_changed_is_remembered_for_a_while_and_then_not_made_up() -> 
     assert publisher.changed_since(first) is None
     assert publisher.changed_since(second) == {"team-a/t1000"}
     assert publisher.changed_since(first - 1) is None
+    await publisher.close()
+
+
+async def test_only_those_whom_a_change_may_concern_hear_of_it() -> None:
+    store = KubernetesStore(None, "edgetun-system")  # type: ignore[arg-type]
+    publisher = FleetPublisher(store)
+    world = World(store)
+    world.put("ExitPool", "default", {"regions": [{"name": "eu"}], "domains": ["*"]})
+    world.put(**tunnel(1))
+    await publisher.start()
+    fleet = Fleet(publisher, lambda: 0.0)
+    publisher.subscribe(fleet.published)
+    node = Node(fleet, "default", "eu")
+    node.read()
+
+    async def who_hears() -> set[str]:
+        heard: set[str] = set()
+        waiting = {}
+        for name, patterns in (("a", ("team-a/*",)), ("b", ("team-b/x",)), ("all", ("*",)), ("nobody's", ())):
+            token = TokenRecord(name, "", tunnels=patterns)
+            waiting[name] = asyncio.ensure_future(publisher.changed(60.0, token))
+        waiting["any"] = asyncio.ensure_future(publisher.changed(60.0))
+        await asyncio.sleep(0)
+        publisher._publish()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for name, task in waiting.items():
+            if task.done():
+                heard.add(name)
+            task.cancel()
+        return heard
+
+    everybody = {"a", "b", "all", "nobody's", "any"}
+    world.put(**tunnel(1, port=2))
+    assert await who_hears() == everybody - {"b"}
+    published, messages = publisher.published_total, fleet.messages_sent
+    # What comes to nothing: a status, and a reservation that says what holds anyway.
+    world.write_status(1)
+    claimed_by = {"namespace": "team-a", "tunnel": "t1"}
+    reservation = {"hostname": "t1.example.com", "claimedBy": claimed_by, "reclaimPolicy": "Retain"}
+    world.put("HostnameReservation", reservation_name("t1.example.com"), reservation)
+    assert await who_hears() == set()
+    assert (publisher.published_total, fleet.messages_sent) == (published, messages)
+    # A pool's limits concern its exit nodes, and everybody may be placed elsewhere.
+    world.put("ExitPool", "default", {"regions": [{"name": "eu"}], "domains": ["*"], "limits": {"maxConnections": 7}})
+    assert await who_hears() == everybody
+    node.read()
+    assert node.applied is not None
+    assert node.applied.pool_rule.max_connections == 7
+    await publisher.close()
+
+
+async def test_a_change_costs_no_sorting_of_all_tunnels_whoever_follows() -> None:
+    store = KubernetesStore(None, "edgetun-system")  # type: ignore[arg-type]
+    publisher = FleetPublisher(store)
+    world = World(store)
+    world.put("ExitPool", "default", {"regions": [{"name": "eu"}, {"name": "us"}], "domains": ["*"]})
+    for number in range(50):
+        world.put(**tunnel(number))
+    await publisher.start()
+    fleet = Fleet(publisher, lambda: 0.0)
+    publisher.subscribe(fleet.published)
+    nodes = [Node(fleet, "default", region) for region in REGIONS]
+    for node in nodes:
+        node.read()
+    wholes: list[str] = []
+    whole = publisher.region_snapshot
+    publisher.region_snapshot = lambda pool, region: wholes.append(region) or whole(pool, region)  # type: ignore[method-assign, func-returns-value]
+    for number in range(10):
+        world.put(**tunnel(number, port=2))
+        publisher._publish()
+        for node in nodes:
+            node.read()
+    assert wholes == []
+    for node in nodes:
+        region = node.following.name.region
+        assert node.applied is not None
+        assert node.applied.tunnels == whole("default", region).tunnels
     await publisher.close()

@@ -28,6 +28,7 @@ from edgetun_core.control_stream import (
     snapshot_digest,
 )
 from edgetun_core.control_stream.delta import MANY, DeltaMismatch, replace_rules
+from edgetun_core.control_stream.feed import KEPT_SNAPSHOTS
 from edgetun_core.errors import ProtocolError
 from edgetun_core.snapshot import CredentialKey, OriginRule, PoolRule, RouteRule, Snapshot, TunnelRule, find_rule
 
@@ -98,15 +99,54 @@ def test_a_history_that_is_told_what_changed_says_what_one_does_that_compares_ev
     digests = [""]
     for snapshot in snapshots:
         before = told.current
-        changed = None
         if before is not None and rng.random() < 0.8:
             old, new = ({rule.id: rule for rule in one.tunnels} for one in (before, snapshot))
             changed = {each for each in old | new if old.get(each) != new.get(each)} | {"team/a", "team/none"}
-        assert told.put(snapshot, changed) == compares.put(snapshot)
+            head = msgspec.structs.replace(snapshot, tunnels=())
+            is_new = told.change(head, {each: new.get(each) for each in changed})
+        else:
+            is_new = told.put(snapshot)
+        assert is_new == compares.put(snapshot)
         assert told.digest == compares.digest == snapshot_digest(snapshot)
+        assert told.current == compares.current
+        assert told.told_version == snapshot.version
         digests.append(told.digest)
         have = rng.choice(digests)
         assert told.message_from(have) == compares.message_from(have)
+
+
+def test_a_node_far_behind_gets_the_whole_and_one_at_the_edge_of_what_is_kept_a_delta() -> None:
+    whole = big(1000)
+    history = History()
+    history.put(whole)
+    head = msgspec.structs.replace(whole, tunnels=())
+    digests = [history.digest]
+    for n in range(KEPT_SNAPSHOTS):
+        rule = msgspec.structs.replace(whole.tunnels[n], force_https=True)
+        assert history.change(msgspec.structs.replace(head, version=n + 2), {rule.id: rule})
+        digests.append(history.digest)
+    assert isinstance(decode_from_control(history.message_from(digests[0])), Full)
+    delta = decode_from_control(history.message_from(digests[1]))
+    assert isinstance(delta, Delta)
+    assert [rule.id for rule in delta.put] == [rule.id for rule in whole.tunnels[1:KEPT_SNAPSHOTS]]
+
+
+def test_what_was_changed_and_changed_back_is_not_told() -> None:
+    whole = big(1000)
+    history = History()
+    history.put(whole)
+    first, second = whole.tunnels[:2]
+    head = msgspec.structs.replace(whole, tunnels=())
+    base = history.digest
+    assert history.change(head, {first.id: None})
+    without = history.digest
+    assert history.change(head, {first.id: first, second.id: None})
+    delta = decode_from_control(history.message_from(base))
+    assert isinstance(delta, Delta)
+    assert (delta.put, delta.removed) == ((), (second.id,))
+    assert history.change(head, {first.id: None, second.id: second})
+    assert history.digest == without == snapshot_digest(msgspec.structs.replace(whole, tunnels=whole.tunnels[1:]))
+    assert not history.change(head, {first.id: None, second.id: second, "team-x/none": None})
 
 
 @pytest.mark.parametrize("count", [3, MANY + 50])
