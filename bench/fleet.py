@@ -24,6 +24,8 @@ BATCH = 200
 """Tunnels whose cost is measured at each size."""
 LOOK_EVERY_S = 0.002
 SERVED_WITHIN_S = 20.0
+IDLE_S = 120.0
+"""Watches end by themselves after minutes: a short window sees none of them, or several."""
 
 AT_SIZE = [
     Column("p50", "apply to served p50 ms", 0),
@@ -77,7 +79,7 @@ def main() -> None:
             row.add(**batch_cost(stage, made, arguments))
             made += batch_of(arguments)
             row.add(**latencies(stage, size, arguments))
-            row.add(**idle(stage, arguments.seconds))
+            row.add(**idle(stage, arguments.seconds if arguments.quick else IDLE_S))
             print(
                 f"  {row.subject}: { ({name: round(value[-1], 2) for name, value in row.figures.items()}) }", flush=True
             )

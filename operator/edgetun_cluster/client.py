@@ -38,8 +38,8 @@ LIST_TIMEOUT_S: Final = 60.0
 PAGE: Final = 500
 MAX_CONCURRENT: Final = 16
 """Calls under way at one time, watches apart; the rest wait for their turn within their deadline."""
-WATCH_S: Final = (240.0, 300.0)
-"""A watch ends by itself after a time in this range, so that one that is silently dead does not stay for longer."""
+WATCH_S: Final = (300.0, 600.0)
+"""A watch ends by itself after a time in this range. One whose connection is silently dead is noticed before, by TCP's keep-alive."""
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 """Longest line of a watch; etcd holds no object of more than 1.5 MiB by default."""
 RETRIED: Final = frozenset({429, 500, 502, 503, 504})

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ABSENT_RETRY_S: Final = 30.0
+ABSENT_RETRY_S: Final = (30.0, 120.0)
+"""First and longest wait for a kind that is not served: whoever installs it just now need not wait, and whoever never does is asked rarely."""
 BREAK_S: Final = (0.2, 5.0)
 """First and longest wait after a watch broke. Short: as long as a copy is behind, nothing that people write takes effect."""
 HEALTHY_AFTER_S: Final = 5.0
@@ -141,12 +142,14 @@ class Informer(Generic[T]):
 
     async def _run(self) -> None:
         backoff = Backoff(*BREAK_S)
+        absent_s = ABSENT_RETRY_S[0]
         while True:
             began = self._clock()
             try:
                 if not self._seen:
                     await self._list()
                     began = self._clock()
+                    absent_s = ABSENT_RETRY_S[0]
                 await self._watch()
                 backoff.reset()
                 continue
@@ -155,7 +158,8 @@ class Informer(Generic[T]):
                 self._seen = ""
             except ApiAbsent as error:
                 self._absent(error)
-                await asyncio.sleep(ABSENT_RETRY_S + backoff.next_s())
+                await asyncio.sleep(absent_s + backoff.next_s())
+                absent_s = min(ABSENT_RETRY_S[1], 2 * absent_s)
                 continue
             except ClusterError as error:
                 if self.last_error is None:

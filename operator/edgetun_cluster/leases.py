@@ -21,7 +21,7 @@ from edgetun_cluster.kinds import LEASE, Object
 log = logging.getLogger(__name__)
 
 LEASE_S: Final = 15.0
-RENEW_S: Final = 3.0
+RENEW_S: Final = 5.0
 TRY_S: Final = 2.0
 
 
@@ -127,7 +127,8 @@ class LeaderElection:
                 log.warning("lease %s/%s: %s", self._namespace, self._name, error)
             if self._elected.is_set() and not self.is_leader:
                 break
-            await asyncio.sleep(self._renew_s if self._elected.is_set() else self._try_s)
+            is_renewed = self._elected.is_set() and self._renewed_at == asked_at
+            await asyncio.sleep(self._renew_s if is_renewed else min(self._try_s, self._renew_s))
         log.error("the lease %s/%s was lost to %s", self._namespace, self._name, self.holder or "nobody")
         self.lost.set()
 

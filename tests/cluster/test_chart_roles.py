@@ -80,7 +80,8 @@ CONTROL_EVERYWHERE = uses(
 )
 CONTROL_AT_HOME = set().union(
     *(
-        uses((kinds.SECRET, "", ("get",)), name=name)
+        # "get" is what control of the version before does, which runs under this role while an upgrade goes on.
+        uses((kinds.SECRET, "", ("get", *WATCHED)), name=name)
         for name in ("edgetun-ca", "edgetun-signing-keys", "edgetun-control-tls")
     )
 )
@@ -107,6 +108,8 @@ NOT_ALLOWED = [
     ("edgetun-control", "elsewhere", "", "secrets", "edgetun-ca", "get"),
     ("edgetun-control", "home", "", "secrets", "", "list"),
     ("edgetun-control", "home", "", "secrets", "another", "get"),
+    ("edgetun-control", "home", "", "secrets", "another", "watch"),
+    ("edgetun-control", "elsewhere", "", "secrets", "edgetun-ca", "list"),
     ("edgetun-control", "home", "", "secrets", "edgetun-ca", "patch"),
     ("edgetun-control", "elsewhere", "edgetun.dev", "tunnels", "", "patch"),
     ("edgetun-control", "elsewhere", "edgetun.dev", "agenttokens", "", "create"),

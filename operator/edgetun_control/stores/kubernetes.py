@@ -55,8 +55,8 @@ log = logging.getLogger("edgetun.control.store")
 
 MANAGER: Final = "edgetun-control"
 CLAIM_ANNOTATION: Final = "edgetun.dev/claim"
-SECRETS_EVERY_S: Final = 30.0
-SECRETS_RETRY_S: Final = 1.0
+SECRETS_LOOK_S: Final = 0.2
+"""Between looks at a start, while the operator has not made them yet."""
 USED_EVERY_S: Final = 60.0
 LOOK_TIMEOUT_S: Final = 5.0
 LOOK_PAUSE_S: Final = 0.2
@@ -135,6 +135,11 @@ class KubernetesStore:
         self.namespaces: Informer[Mapping[str, str]] = Informer(
             cluster, NAMESPACE, parse=lambda obj: dict(obj["metadata"].get("labels") or {})
         )
+        # One watch each: the role names these three and no others.
+        self._system_secrets: dict[str, Informer[Object]] = {
+            name: Informer(cluster, SECRET, namespace=namespace, field_selector=f"metadata.name={name}")
+            for name in _SECRETS
+        }
         self._clock = clock
         self._records: dict[str, TokenRecord] = {}
         self._token_keys: dict[str, Key] = {}
@@ -155,6 +160,8 @@ class KubernetesStore:
         self.reservations.on_change(self._reservation_changed)
         self.namespaces.on_change(self._namespace_changed)
         self.tokens.on_change(self._token_changed)
+        for informer in self._system_secrets.values():
+            informer.on_change(lambda _: self._take_secrets())
 
     # ---- Store
 
@@ -182,15 +189,11 @@ class KubernetesStore:
         said = False
         async with asyncio.timeout(None if timeout_s <= 0 else timeout_s):
             while not self.secrets.is_whole:
-                with contextlib.suppress(ClusterError):
-                    await self._read_secrets()
-                if not self.secrets.is_whole:
-                    if not said:
-                        log.info("waiting for the operator to make the Secrets %s, %s, %s", *_SECRETS)
-                        said = True
-                    await asyncio.sleep(SECRETS_RETRY_S)
+                if not said:
+                    log.info("waiting for the operator to make the Secrets %s, %s, %s", *_SECRETS)
+                    said = True
+                await asyncio.sleep(SECRETS_LOOK_S)
         self._tasks = [
-            asyncio.create_task(self._follow_secrets(), name="the system's Secrets"),
             asyncio.create_task(self._write_used(), name="when tokens were used"),
         ]
 
@@ -208,7 +211,8 @@ class KubernetesStore:
 
     @property
     def _informers(self) -> tuple[Informer[Any], ...]:
-        return self.pools, self.namespaces, self.reservations, self.tokens, self.tunnels
+        copies = self.pools, self.namespaces, self.reservations, self.tokens, self.tunnels
+        return *copies, *self._system_secrets.values()
 
     @property
     def is_fresh(self) -> bool:
@@ -405,15 +409,21 @@ class KubernetesStore:
 
     # ---- Secrets and times
 
-    async def _read_secrets(self) -> None:
+    def _take_secrets(self) -> None:
+        """What cannot be read, or is gone, stays as it was."""
         found: dict[str, dict[str, bytes]] = {}
         signing: tuple[SigningKey, ...] = self.secrets.signing_keys
-        for name in _SECRETS:
-            secret = await self.cluster.get(SECRET, name, self.namespace)
-            if secret is not None:
+        for name, informer in self._system_secrets.items():
+            secret = informer.get(name, self.namespace)
+            if secret is None:
+                continue
+            try:
                 found[name] = secret_data(secret)
                 if name == SIGNING_KEYS_SECRET:
                     signing = signing_keys(secret) or signing
+            except ConfigError as error:
+                log.warning("the Secret %s cannot be read: %s; going on with what it was", name, error)
+                found.pop(name, None)
         ca, tls = found.get(CA_SECRET, {}), found.get(CONTROL_TLS_SECRET, {})
         has_ca = bool(ca.get("ca.crt")) and bool(ca.get("ca.key"))
         read = SystemSecrets(
@@ -427,14 +437,6 @@ class KubernetesStore:
             self._rebuild()
             for changed in self._secrets_changed:
                 changed()
-
-    async def _follow_secrets(self) -> None:
-        while True:
-            await asyncio.sleep(SECRETS_EVERY_S)
-            try:
-                await self._read_secrets()
-            except (ClusterError, ConfigError) as error:
-                log.warning("the system's Secrets cannot be read: %s; going on with those of before", error)
 
     async def _write_used(self) -> None:
         while True:
