@@ -15,8 +15,10 @@ from edgetun_exitnode.cache.scheduling import Scheduler
 
 CHUNK_OVERHEAD_BYTES: Final = 64
 """What a chunk costs beside its bytes: the object's head and its place in the list."""
-ONE_PIECE_BYTES: Final = 64 * 1024
-"""Bodies up to this size are stored as one `bytes` and pushed whole; larger ones in pieces of at most this size."""
+WHOLE_BYTES: Final = 128 * 1024
+"""Bodies up to this size are stored as one `bytes` and pushed whole: no reader is needed, and a visitor who stalls holds no more than this."""
+PIECE_BYTES: Final = 64 * 1024
+"""Larger ones are stored in pieces of at most this size."""
 
 
 class Body:
@@ -55,16 +57,19 @@ class Body:
 
 
 def build_pieces(chunks: Sequence[bytes]) -> list[bytes]:
-    """The same bytes in pieces of at most `ONE_PIECE_BYTES`: small chunks joined, larger ones cut."""
+    """The same bytes, in one when they are few, else in pieces of at most `PIECE_BYTES`: small chunks joined, larger ones cut."""
+    if sum(map(len, chunks)) <= WHOLE_BYTES:
+        whole = b"".join(chunks)
+        return [whole] if whole else []
     pieces: list[bytes] = []
     pending: list[bytes] = []
     size = 0
     for chunk in chunks:
-        if pending and size + len(chunk) > ONE_PIECE_BYTES:
+        if pending and size + len(chunk) > PIECE_BYTES:
             pieces.append(b"".join(pending))
             pending, size = [], 0
-        if len(chunk) > ONE_PIECE_BYTES:
-            pieces.extend(chunk[at : at + ONE_PIECE_BYTES] for at in range(0, len(chunk), ONE_PIECE_BYTES))
+        if len(chunk) > PIECE_BYTES:
+            pieces.extend(chunk[at : at + PIECE_BYTES] for at in range(0, len(chunk), PIECE_BYTES))
             continue
         pending.append(chunk)
         size += len(chunk)

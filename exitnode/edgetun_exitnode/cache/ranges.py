@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, overload
 
-from edgetun_exitnode.cache.body import ONE_PIECE_BYTES, Body
+from edgetun_exitnode.cache.body import PIECE_BYTES, Body
 
 JOINED_GAP_BYTES: Final = 80
 """A part's head costs about so much, so a smaller gap is sent along (§15.3.7.2)."""
@@ -60,7 +60,7 @@ def build_part(pieces: Sequence[bytes], start: int, span: Span) -> Body:
     for number, piece in enumerate(pieces):
         stop = offset + len(piece)
         while position < stop and position <= span[1]:
-            end = min(span[1] + 1, stop, position + ONE_PIECE_BYTES)
+            end = min(span[1] + 1, stop, position + PIECE_BYTES)
             plan.append((number, position - offset, end - offset))
             position = end
         offset = stop

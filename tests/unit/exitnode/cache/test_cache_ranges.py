@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetun_core.snapshot import CacheRule
-from edgetun_exitnode.cache.body import ONE_PIECE_BYTES, build_pieces
+from edgetun_exitnode.cache.body import PIECE_BYTES, WHOLE_BYTES, build_pieces
 from edgetun_exitnode.cache.dates import format_http_date
 from edgetun_exitnode.cache.ranges import JOINED_GAP_BYTES, build_multipart, join_spans
 from support.cache import WALL_S, Bench, Guest
@@ -61,7 +61,7 @@ def test_several_ranges_reach_over_the_pieces_of_a_large_body_and_wait_for_a_slo
     for at in range(0, len(body), 50_000):
         bench.origin[0].send(body[at : at + 50_000], end=at + 50_000 >= len(body))
     guest = Guest()
-    first, second = (ONE_PIECE_BYTES - 5, ONE_PIECE_BYTES + 5), (200_000, 400_000)
+    first, second = (PIECE_BYTES - 5, PIECE_BYTES + 5), (200_000, 400_000)
     bench.ask(b"/", (b"range", b"bytes=%d-%d,%d-%d" % (*second, *first)), guest=guest)
     assert parts_of(guest) == [(f"bytes {a}-{b}/{len(body)}", body[a : b + 1]) for a, b in (first, second)]
 
@@ -149,3 +149,16 @@ def test_parts_are_the_right_bytes_whatever_the_pieces(asked, piece):
             in whole
         )
     assert build_pieces(built.chunks)
+
+
+def test_a_body_of_some_size_is_stored_whole_and_a_larger_one_in_pieces() -> None:
+    assert build_pieces([]) == []
+    assert build_pieces([b"", b""]) == []
+    one = b"x" * WHOLE_BYTES
+    assert build_pieces([one])[0] is one, "nothing is copied"
+    assert build_pieces([one[:70_000], one[70_000:]]) == [one]
+    larger = [one[:70_000], one[70_000:], b"y"]
+    pieces = build_pieces(larger)
+    assert b"".join(pieces) == b"".join(larger)
+    assert len(pieces) > 1
+    assert max(map(len, pieces)) <= PIECE_BYTES
