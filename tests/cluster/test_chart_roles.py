@@ -226,7 +226,8 @@ def test_operator_and_control_work_under_the_charts_roles(
         apply(pool(name, autoscaling={"maxReplicas": 3}))
         apply(tunnel(namespace, "shop", name))
         apply(token(namespace, "laptops"))
-        wait_for_condition(cluster.client, "ExitPool", name, None, "Accepted", "Accepted")
+        # Both have just been started, which takes its time on a busy machine.
+        wait_for_condition(cluster.client, "ExitPool", name, None, "Accepted", "Accepted", 60)
         wait_for_condition(cluster.client, "Tunnel", "shop", namespace, "Accepted", "Accepted")
         wait_for_condition(cluster.client, "AgentToken", "laptops", namespace, "SecretReady", "SecretCreated")
         for api, kind in (
@@ -238,7 +239,7 @@ def test_operator_and_control_work_under_the_charts_roles(
         ):
             found = cluster.client.list_of(api, kind, namespace)["items"]
             assert [o["metadata"]["name"] for o in found] == [f"edgetun-exit-{name}-eu"], kind
-        control.line("agents on port")
+        control.line("agents on port", 60)
         # a change and a deletion go through, too
         changed = pool(name, autoscaling={"maxReplicas": 3}, disruptionBudget={"enabled": False})
         apply(changed)
