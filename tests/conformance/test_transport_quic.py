@@ -12,7 +12,7 @@ import pytest
 
 from edgetun_core.errors import ProtocolError, SessionLost
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, udp
+from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, quic_twice, udp
 from edgetun_core.transport.quic_library import library
 from support.links import Place, eventually, lossy_path
 
@@ -67,6 +67,24 @@ async def test_lost_datagrams_are_made_good_in_order(place: Place) -> None:
         path.loss = 0.0
         near.link.close(0, "")
         await eventually(lambda: near.closed and far.closed)
+
+
+async def test_over_a_path_that_loses_packets_are_more_lanes_and_small_bursts_are_sent_twice(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quic_twice, "MIN_RTT_S", 0.0)
+    await place.listen()
+    near, far = await place.pair(is_lossy=True, timeout_s=20)
+    assert (near.link.lanes, near.link.bulk_from) == (20, 16)
+    await eventually(lambda: (far.link.lanes, far.link.bulk_from) == (20, 16), within_s=10)
+    for turn in range(1, 6):
+        near.link.write(3, b"ask")
+        await eventually(lambda turn=turn: near.received.get(3) == b"ask" * turn, within_s=10)
+    await eventually(lambda: near.link._twice.sent >= 5 and far.link._twice.sent >= 5, within_s=10)
+    near.link.close(0, "")
+    await eventually(lambda: near.closed and far.closed, within_s=10)
+    assert not near.link._twice._timers
+    assert (near.error, far.error) == (None, None)
 
 
 async def test_what_one_lane_lost_holds_up_no_other(place: Place) -> None:
@@ -243,7 +261,7 @@ async def test_a_lane_that_ends_ends_the_link(place: Place) -> None:
 
 async def test_an_unknown_opening_ends_the_link(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     await place.listen()
-    monkeypatch.setattr(quic_driver, "OPENING", b"\x63\x04\x08\x00")
+    monkeypatch.setattr(quic_driver, "opening", lambda _: b"\x63\x04\x08\x00")
     near = await place.dial()
     await eventually(lambda: near.closed)
     assert isinstance(near.error, ProtocolError)

@@ -56,7 +56,8 @@ class DialledQuicLink(QuicLink):
     __slots__ = ("_dialled",)
 
     def __init__(self, engine: str, connection: Any, dialled: _DialledEndpoint, user: LinkUser) -> None:
-        super().__init__(engine, connection, dialled, user, is_dialler=True)
+        is_lossy = len(connection.host_cid) == LOSSY_CID_BYTES
+        super().__init__(engine, connection, dialled, user, is_dialler=True, is_lossy=is_lossy)
         self._dialled = dialled
 
     @property

@@ -1,8 +1,8 @@
 """Links over QUIC, whichever library does the packets: lanes, water marks, timers, closing.
 
-A lane is a client-initiated bidirectional stream, stream id = 4 x lane (RFC 9000 §2.1): lanes 0-3 regular, 4-7 bulk. The
-dialler opens all eight with its first flight (eight small frames in one packet), so that either side may write on any lane at
-once: lane 0 with `OPENING` (version, number of regular lanes, number of lanes, 0), every other with one byte, its number.
+A lane is a client-initiated bidirectional stream, stream id = 4 x lane (RFC 9000 §2.1): lanes 0-3 regular, 4-7 bulk, or 0-15 and 16-19
+over a path that loses packets. The dialler opens all with its first flight (small frames in one packet), so that either side may write on
+any lane at once: lane 0 with `opening` (version, number of regular lanes, number of lanes, 0), every other with one byte, its number.
 Nothing comes before the data in the other direction. The listener counts a lane when its first byte is there; a stream
 that is none of the announced lanes, or one that ends, ends the link.
 
@@ -21,18 +21,30 @@ from edgetun_core.transport.loss_meter import LossMeter
 from edgetun_core.transport.quic_connection import SAFE_DATAGRAM_BYTES, Connection
 from edgetun_core.transport.quic_peer import QuicPeer, Socket
 from edgetun_core.transport.quic_runs import Runs
+from edgetun_core.transport.quic_twice import Twice
 from edgetun_core.transport.udp import Address
 
 VERSION: Final = 1
 REGULAR_LANES: Final = 4
-LANES: Final = 8
-OPENING: Final = bytes((VERSION, REGULAR_LANES, LANES, 0))
+LOSSY_REGULAR_LANES: Final = 16
+"""Over a path that loses packets: what waits behind a lost one is a sixteenth. Where none is lost, few lanes cost less per exchange."""
+BULK_LANES: Final = 4
+MAX_LANES: Final = LOSSY_REGULAR_LANES + BULK_LANES
+"""What a listener takes."""
 
 MAX_WAITING_DATAGRAMS: Final = 1024
 """Datagrams that wait for the congestion window; the oldest is dropped for the newest."""
 _PACKET_OVERHEAD_BYTES: Final = 40
 MAX_EARLY_BYTES: Final = 256 * 1024
 """What the listener keeps of lanes whose first packet, or lane 0's, is still on its way; more ends the link."""
+
+
+OPENING_BYTES: Final = 4
+
+
+def opening(regular_lanes: int) -> bytes:
+    """What lane 0 begins with."""
+    return bytes((VERSION, regular_lanes, regular_lanes + BULK_LANES, 0))
 
 
 class Endpoint(Socket, Protocol):
@@ -52,6 +64,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     """One QUIC connection as a link; see `Link` for the contract."""
 
     __slots__ = (
+        "_announced",
         "_datagrams",
         "_early",
         "_lane_estimate",
@@ -62,6 +75,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         "_ready",
         "_regular",
         "_runs",
+        "_twice",
         "_user",
         "is_dialler",
         "is_open",
@@ -70,16 +84,27 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     transport = "quic"
 
     def __init__(
-        self, engine: str, quic: Connection, endpoint: Endpoint, user: LinkUser | None, *, is_dialler: bool
+        self,
+        engine: str,
+        quic: Connection,
+        endpoint: Endpoint,
+        user: LinkUser | None,
+        *,
+        is_dialler: bool,
+        is_lossy: bool = False,
     ) -> None:
+        """`is_lossy`: over a path that loses packets, as both sides know."""
         super().__init__(engine, quic, endpoint)
         self.is_dialler = is_dialler
         self.is_open = False
         """`on_open` was called."""
         self._runs = Runs(quic)
+        self._twice = Twice(endpoint.send) if is_lossy else None
         self._user = user
         self._lanes = 0
-        self._regular = REGULAR_LANES
+        self._regular = LOSSY_REGULAR_LANES if is_lossy else REGULAR_LANES
+        self._announced = MAX_LANES
+        """How many lanes there are; the listener knows when lane 0 is there."""
         self._opened_lanes: set[int] = set()
         self._ready: set[int] = set()
         self._early: dict[int, bytes] = {}
@@ -167,12 +192,18 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     def _send_all(self) -> None:
         quic = self._quic
         runs = self._runs
+        send = self._endpoint.send if self._twice is None else self._send_twice
         if self._datagrams:
             self._feed_datagrams()
         runs.feed()
-        quic.transmit(time.monotonic(), self._endpoint.send)
+        quic.transmit(time.monotonic(), send)
         while runs.waiting and not self._endpoint.is_blocked and runs.feed():
-            quic.transmit(time.monotonic(), self._endpoint.send)
+            quic.transmit(time.monotonic(), send)
+
+    def _send_twice(self, datagrams: list[bytes], address: Address) -> None:
+        assert self._twice is not None
+        self._twice.consider(datagrams, address, self._quic.room_bytes, self.rtt_s)
+        self._endpoint.send(datagrams, address)
 
     def _after_send(self) -> None:
         if self._paused:
@@ -207,11 +238,12 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
             self.fail(refusal)
         elif self.is_dialler:
             quic = self._quic
-            quic.send_stream_data(0, OPENING)
-            for lane in range(1, LANES):
+            self._announced = lanes = self._regular + BULK_LANES
+            quic.send_stream_data(0, opening(self._regular))
+            for lane in range(1, lanes):
                 quic.send_stream_data(lane * 4, bytes((lane,)))
-            self._lanes = LANES
-            self._ready.update(range(LANES))
+            self._lanes = lanes
+            self._ready.update(range(lanes))
             self._open()
 
     def open_for(self, user: LinkUser) -> None:
@@ -230,7 +262,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         if lane in self._ready and not stream_id & 3:
             assert self._user is not None
             self._user.on_data(lane, data)
-        elif stream_id & 3 or lane >= LANES or self.is_dialler:
+        elif stream_id & 3 or lane >= self._announced or self.is_dialler:
             self.fail(ProtocolError(f"stream {stream_id} is no lane"))
         elif data:
             self._early_data(lane, data)
@@ -243,14 +275,14 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
             self.fail(ProtocolError("too much data before lane 0 was open"))
             return
         if lane not in self._opened_lanes:
-            size = 1 if lane else len(OPENING)
+            size = 1 if lane else OPENING_BYTES
             if len(data) < size:
                 return
-            if data[0] != (lane or VERSION) or (lane == 0 and not 0 < data[1] <= data[2] <= LANES):
+            if data[0] != (lane or VERSION) or (lane == 0 and not 0 < data[1] <= data[2] <= MAX_LANES):
                 self.fail(ProtocolError(f"the peer opens lane {lane} in a way that is not known here"))
                 return
             if lane == 0:
-                self._regular = data[1]
+                self._regular, self._announced = data[1], data[2]
             self._early[lane] = data[size:]
             self._opened_lanes.add(lane)
             while self._lanes in self._opened_lanes:
@@ -283,6 +315,8 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         self._endpoint.cid_retired(self, cid)
 
     def _ended_with(self, error: EdgetunError | None) -> None:
+        if self._twice is not None:
+            self._twice.stop()
         self._endpoint.link_ended(self, error)
         if self.is_open:
             assert self._user is not None

@@ -59,10 +59,11 @@ class QuicListener(QuicEndpoint[QuicLink]):
         return found
 
     def _make(self, first: FirstContact) -> tuple[QuicLink, bytes]:
-        engine = LOSSY_ENGINE if len(first.client_cid) == LOSSY_CID_BYTES else self._engine
+        is_lossy = len(first.client_cid) == LOSSY_CID_BYTES
+        engine = LOSSY_ENGINE if is_lossy else self._engine
         packet_bytes = next((size for size in PACKET_SIZES if size <= first.size_bytes), SMALLEST_PACKET_BYTES)
         connection = library(engine).accept(self._configuration(engine), first.original_cid, packet_bytes=packet_bytes)
-        return QuicLink(engine, connection, self, None, is_dialler=False), connection.host_cid
+        return QuicLink(engine, connection, self, None, is_dialler=False, is_lossy=is_lossy), connection.host_cid
 
     # --- called by the links
 

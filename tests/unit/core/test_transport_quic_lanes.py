@@ -10,7 +10,7 @@ import pytest
 
 from edgetun_core.errors import EdgetunError, ProtocolError
 from edgetun_core.transport.quic_connection import Ended, Sink
-from edgetun_core.transport.quic_driver import LANES, MAX_EARLY_BYTES, OPENING, QuicLink
+from edgetun_core.transport.quic_driver import BULK_LANES, MAX_EARLY_BYTES, MAX_LANES, REGULAR_LANES, QuicLink, opening
 from support.links import Recorder
 
 
@@ -83,6 +83,8 @@ class Listening:
         self.link.pump()
 
 
+OPENING = opening(REGULAR_LANES)
+LANES = REGULAR_LANES + BULK_LANES
 FIRST_FLIGHT = [(0, OPENING), *((lane, bytes((lane,))) for lane in range(1, LANES))]
 
 
@@ -93,6 +95,20 @@ async def test_the_first_flight_opens_all_lanes_before_the_user_hears_of_the_lin
     listening.arrive(*FIRST_FLIGHT)
     assert seen == [LANES]
     assert listening.link.bulk_from == 4
+
+
+async def test_the_dialler_says_how_many_lanes_there_are() -> None:
+    listening = Listening()
+    lanes = MAX_LANES
+    listening.arrive((0, opening(lanes - BULK_LANES)), *((lane, bytes((lane,))) for lane in range(1, lanes)))
+    assert listening.link.lanes == MAX_LANES
+    assert listening.link.bulk_from == MAX_LANES - BULK_LANES
+
+
+async def test_a_lane_beyond_those_that_were_announced_ends_the_link() -> None:
+    listening = Listening()
+    listening.arrive(*FIRST_FLIGHT, (LANES, bytes((LANES,))))
+    assert isinstance(listening.endpoint.error, ProtocolError)
 
 
 async def test_lanes_that_come_before_lane_0_are_kept_and_delivered_in_order() -> None:
@@ -130,7 +146,7 @@ async def test_any_order_of_the_first_flight_opens_all_lanes() -> None:
         (0, b"\x02\x04\x08\x00"),
         (0, b"\x01\x00\x08\x00"),
         (0, b"\x01\x09\x08\x00"),
-        (0, b"\x01\x04\x09\x00"),
+        (0, bytes((1, 4, MAX_LANES + 1, 0))),
         (3, b"\x02"),
     ],
     ids=[
