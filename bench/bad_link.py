@@ -1,5 +1,6 @@
 """A tunnel over a bad link: the edge and its visitors in one network namespace, the agent and the origin in another, and whole IP packets
-through one relay in between, so that the kernel's TCP meets the weather as QUIC does. Wants root; leaves nothing behind.
+through one relay in between, so that the kernel's TCP meets the weather as QUIC does. Wants root; leaves nothing behind. The edge has one core,
+the agent and the origin the other, as they would have on machines of their own; the relay and the visitors run where there is room.
 """
 
 from __future__ import annotations
@@ -60,12 +61,11 @@ def bad_link(*, seed: int = 1, congestion: str = "") -> Iterator[BadLink]:
     missing = what_is_missing_for_packets()
     if missing:
         raise BenchError(f"this benchmark makes a link of its own: {missing}")
-    os.sched_setaffinity(0, {CLIENT_CORE})
     with packet_path(weather(), seed=seed) as path:
         for end in (path.near, path.far):
             _tune(end, congestion)
         with inside(path.near):
-            yield BadLink(path, Site(path.near.address, tuple(path.far.enter)))
+            yield BadLink(path, Site(path.near.address, tuple(path.far.enter), CLIENT_CORE))
 
 
 def congestion_control() -> str:

@@ -216,6 +216,7 @@ class Site:
 
     address: str = "127.0.0.1"
     to_agent: tuple[str, ...] = ()
+    agent_core: int = SERVER_CORE
 
     @property
     def listen(self) -> str:

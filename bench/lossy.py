@@ -30,7 +30,7 @@ LOSSES = (0.0, 0.01, 0.05, 0.10)
 RTTS_S = (0.005, 0.050, 0.200)
 VISITORS = 32
 BODY_BYTES = 1024
-WARM_S = 1.5
+WARM_S = 3.0
 PATIENCE_S = 15.0
 """How long visitors may take to have all been answered once, before they are measured."""
 OURS = "edgetun"

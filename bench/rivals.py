@@ -46,7 +46,7 @@ def frp(origin: Running, *, kind: str, transport: str, site: Site = HERE) -> Ite
         frps = stage.start("frps", [require("frps"), "-c", stage.write("frps.toml", "\n".join(server))])
         wait_until("frps", lambda: by_udp or is_listening(bind), [frps])
         command = [*site.to_agent, require("frpc"), "-c", stage.write("frpc.toml", "\n".join(client))]
-        frpc = stage.start("frpc", command)
+        frpc = stage.start("frpc", command, core=site.agent_core)
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         if kind == "udp":
             wait_until("frp", lambda: is_echoing(visitors), [frps, frpc])
@@ -95,7 +95,8 @@ def rathole(origin: Running, *, site: Site = HERE) -> Iterator[Running]:
         program = require("rathole")
         ends = stage.start("rathole-server", [program, "--server", server], env=env)
         wait_until("rathole server", lambda: is_listening(bind), [ends])
-        agent = stage.start("rathole-client", [*site.to_agent, program, "--client", client], env=env)
+        command = [*site.to_agent, program, "--client", client]
+        agent = stage.start("rathole-client", command, core=site.agent_core, env=env)
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         wait_until("rathole", lambda: get_status(visitors, path=path) == 200, [ends, agent])
         yield Running(visitors, (ends, agent), agents_port=bind)
@@ -125,6 +126,7 @@ def chisel(origin: Running, *, site: Site = HERE) -> Iterator[Running]:
                 *site.to_agent, program, "client", "--auth", "bench:bench", "--tls-ca", str(ca.certificate_file), "--sni", "localhost",
                 f"https://{site.address}:{bind}", f"R:127.0.0.1:{visitors}:127.0.0.1:{origin.port}",
             ],
+            core=site.agent_core,
         )  # fmt: skip
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
         wait_until("chisel", lambda: get_status(visitors, path=path) == 200, [ends, agent])

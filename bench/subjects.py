@@ -69,6 +69,7 @@ def tunnel(origin: Running, *, transport: str, engine: str = "qh3", site: Site =
                 *site.to_agent, _command("edgetun-agent"), "--origin", f"http://127.0.0.1:{origin.port}", "--host", HOST,
                 "--transport", transport, "--engine", engine, "--state", str(stage.folder / "agent"), "--quiet",
             ],
+            core=site.agent_core,
             env={"EDGETUN_CLUSTER_TOKEN": _token(state)},
         )  # fmt: skip
         path = "/1" if origin.servers[0].name == "bulk-origin" else "/"
