@@ -53,12 +53,14 @@ async def _echo_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 @asynccontextmanager
-async def edge(folder: Path, service: Service, ca: DevelopmentCA, **limits: float) -> AsyncIterator[tuple[int, Whole]]:
+async def edge(
+    folder: Path, service: Service, ca: DevelopmentCA, engine: str = IN_PROCESS, **limits: float
+) -> AsyncIterator[tuple[int, Whole]]:
     """An HTTPS front with a tunnel for `DB` that stays closed, and an HTTP tunnel beside it."""
     snapshot = stream_snapshot(service.url, StreamRule("tcp"), hostnames=(DB, "*.db.example.com"))
     web = TunnelRule("team/web", ("shop.example.com",), (OriginRule("o", "http://127.0.0.1:9"),), (RouteRule(),), 0.1)
     snapshot = msgspec.structs.replace(snapshot, tunnels=(*snapshot.tunnels, web))
-    async with whole(folder, IN_PROCESS, snapshot, limits=NodeLimits(FrontLimits(**limits))) as stands:  # type: ignore[arg-type]
+    async with whole(folder, engine, snapshot, limits=NodeLimits(FrontLimits(**limits))) as stands:  # type: ignore[arg-type]
         await stands.node.listen_streams("127.0.0.1")
         front = await stands.node.listen_https(
             "127.0.0.1", 0, CertificateStore(development=ca, may_issue=lambda _: True)
@@ -77,11 +79,12 @@ async def say(port: int, name: str, context: ssl.SSLContext, words: bytes) -> by
     return answer
 
 
+@pytest.mark.parametrize("engine", ["tls", "qh3", IN_PROCESS])
 async def test_a_name_that_passes_through_meets_the_services_own_certificate(
-    tmp_path: Path, service_ca: DevelopmentCA
+    tmp_path: Path, service_ca: DevelopmentCA, engine: str
 ) -> None:
     edge_ca = DevelopmentCA(tmp_path / "edge-ca")
-    async with a_tls_service(service_ca) as service, edge(tmp_path, service, edge_ca) as (port, stands):
+    async with a_tls_service(service_ca) as service, edge(tmp_path, service, edge_ca, engine) as (port, stands):
         assert await say(port, DB, client(service_ca), b"hello") == b"db says hello"
         with pytest.raises(ssl.SSLCertVerificationError):
             await say(port, DB, client(edge_ca), b"hello")
