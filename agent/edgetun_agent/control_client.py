@@ -76,7 +76,7 @@ async def exchange(
             server_date.note(response.headers.get("Date"))
             return response.status, await _read(response, most_bytes, url)
     except aiohttp.ClientConnectorCertificateError as error:
-        raise _certificate_problem(url, error.certificate_error, server_date) from None
+        raise certificate_problem(url, error.certificate_error, server_date) from None
     except aiohttp.ClientConnectorDNSError as error:
         raise ControlUnreachable(
             f"the name {error.host} of control URL {_base(url)} cannot be resolved",
@@ -111,7 +111,8 @@ async def _read(response: aiohttp.ClientResponse, most_bytes: int, url: str) -> 
     return b"".join(parts)
 
 
-def _certificate_problem(url: str, error: Exception, server_date: ServerDate) -> EdgetunError:
+def certificate_problem(url: str, error: Exception, server_date: ServerDate) -> EdgetunError:
+    """What a certificate that was not accepted means, for a person."""
     code = getattr(error, "verify_code", 0)
     base = _base(url)
     if code in (_X509_NOT_YET_VALID, _X509_EXPIRED):

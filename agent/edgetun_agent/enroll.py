@@ -8,6 +8,7 @@ trusts that one certificate and no other.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from edgetun_agent.control_by_websocket import exchange_by
 from edgetun_agent.control_client import CertificateMismatch, ControlUnreachable, ServerDate, exchange
 from edgetun_agent.credential_keeper import CredentialKeeper
 from edgetun_agent.proxy import Proxy
@@ -33,9 +35,10 @@ from edgetun_core.enrollment import (
     RefusalBody,
     VisitorAddress,
 )
-from edgetun_core.errors import AuthError, EdgetunError, ProtocolError
+from edgetun_core.errors import AuthError, EdgetunError, ProtocolError, UpstreamUnreachable
 from edgetun_core.pki import Trust, ca_with_fingerprint, certificates_der
 from edgetun_core.snapshot import TunnelRule
+from edgetun_core.transport.way import Way
 
 __all__ = [
     "AdHocTunnel",
@@ -93,10 +96,39 @@ class Enrollment:
     placed: str = ""
     watch_s: float = 0.0
     revision: str = ""
+    is_by_websocket: bool = False
+    """Control was reached in a WebSocket to the visitors' port, and not as its URL says."""
 
     def __repr__(self) -> str:
         tunnels = [tunnel.id for tunnel in self.tunnels]
         return f"Enrollment({self.control_url!r}, endpoints={self.endpoints!r}, tunnels={tunnels!r}, credential=<redacted>)"
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """The ways to control: as its URL says, through `proxy` where that leads, or in a WebSocket."""
+
+    proxy: Proxy | None
+    websocket: Way | None
+    is_by_websocket: bool = False
+
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        trust: Trust,
+        server_date: ServerDate,
+        most_bytes: int,
+        body: bytes = b"",
+        fields: dict[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """One request. Raises what `control_client.exchange` does."""
+        context = trust.ssl_context(ALPN)
+        if self.is_by_websocket and self.websocket is not None:
+            return await exchange_by(
+                self.websocket, method, url, context, server_date, most_bytes, body=body, fields=fields
+            )
+        return await exchange(method, url, context, server_date, most_bytes, body=body, fields=fields, proxy=self.proxy)
 
 
 async def enroll(
@@ -106,13 +138,14 @@ async def enroll(
     timeout_s: float = URL_TIMEOUT_S,
     wall_clock: Callable[[], float] = time.time,
     proxy: Proxy | None = None,
+    websocket: Way | None = None,
 ) -> Enrollment:
     """Registers with the first of the token's control URLs that answers.
 
     Raises `ControlRefused` when control says no, `CertificateMismatch` when somebody else answers in its place, and
     `ControlUnreachable` otherwise, naming every URL that was tried and what to check.
     """
-    return await _ask(token, request, REGISTER_PATH, timeout_s, wall_clock, proxy)
+    return await _ask(token, request, REGISTER_PATH, timeout_s, wall_clock, Out(proxy, websocket))
 
 
 async def renew(
@@ -122,13 +155,19 @@ async def renew(
     timeout_s: float = URL_TIMEOUT_S,
     wall_clock: Callable[[], float] = time.time,
     proxy: Proxy | None = None,
+    websocket: Way | None = None,
 ) -> Enrollment:
     """The same question again: control may have new tunnels, endpoints or keys for this agent since. Raises what `enroll` does."""
-    return await _ask(token, request, RENEW_PATH, timeout_s, wall_clock, proxy)
+    return await _ask(token, request, RENEW_PATH, timeout_s, wall_clock, Out(proxy, websocket))
 
 
 async def watch(
-    token: ClusterToken, request: EnrollRequest, enrollment: Enrollment, trust: Trust, proxy: Proxy | None = None
+    token: ClusterToken,
+    request: EnrollRequest,
+    enrollment: Enrollment,
+    trust: Trust,
+    proxy: Proxy | None = None,
+    websocket: Way | None = None,
 ) -> bool:
     """Asks the control that enrolled us to answer when a renewal would say something new; False when nothing did in time.
 
@@ -138,15 +177,8 @@ async def watch(
     fields = {"Authorization": f"Bearer {token.format()}", "Content-Type": "application/json"}
     try:
         async with asyncio.timeout(enrollment.watch_s + URL_TIMEOUT_S):
-            status, answer = await exchange(
-                "POST",
-                url + WATCH_PATH,
-                trust.ssl_context(ALPN),
-                ServerDate(),
-                MAX_RESPONSE_BYTES,
-                body=msgspec.json.encode(request),
-                fields=fields,
-                proxy=proxy,
+            status, answer = await Out(proxy, websocket, enrollment.is_by_websocket).exchange(
+                "POST", url + WATCH_PATH, trust, ServerDate(), MAX_RESPONSE_BYTES, msgspec.json.encode(request), fields
             )
     except TimeoutError:
         raise ControlUnreachable(f"{url} did not answer in time") from None
@@ -161,13 +193,14 @@ async def _ask(
     path: str,
     timeout_s: float,
     wall_clock: Callable[[], float],
-    proxy: Proxy | None,
+    out: Out,
 ) -> Enrollment:
     failures: list[EdgetunError] = []
-    for url in token.control_urls:
+    outs = [out] if out.websocket is None else [out, dataclasses.replace(out, is_by_websocket=True)]
+    for url, by in [(url, by) for by in outs for url in token.control_urls]:
         try:
             async with asyncio.timeout(timeout_s):
-                return await _ask_one(token, url, request, path, wall_clock, proxy)
+                return await _ask_one(token, url, request, path, wall_clock, by)
         except TimeoutError:
             failures.append(
                 ControlUnreachable(
@@ -178,7 +211,7 @@ async def _ask(
             if refused.reason not in _WORTH_ANOTHER_URL:
                 raise
             failures.append(refused)
-        except (ControlUnreachable, CertificateMismatch, ProtocolError) as failure:
+        except (UpstreamUnreachable, CertificateMismatch, ProtocolError) as failure:
             failures.append(failure)
     raise _worst(failures)
 
@@ -189,10 +222,10 @@ async def _ask_one(
     request: EnrollRequest,
     path: str,
     wall_clock: Callable[[], float],
-    proxy: Proxy | None,
+    out: Out,
 ) -> Enrollment:
     server_date = ServerDate()
-    trust = await _pinned_trust(token, url, server_date, proxy)
+    trust = await _pinned_trust(token, url, server_date, out)
     body = msgspec.json.encode(request)
     fields = {
         # The one place where the token leaves this process: `context` proves the peer before a byte of it is sent.
@@ -200,16 +233,7 @@ async def _ask_one(
         "Content-Type": "application/json",
     }
     sent = wall_clock()
-    status, answer = await exchange(
-        "POST",
-        url + path,
-        trust.ssl_context(ALPN),
-        server_date,
-        MAX_RESPONSE_BYTES,
-        body=body,
-        fields=fields,
-        proxy=proxy,
-    )
+    status, answer = await out.exchange("POST", url + path, trust, server_date, MAX_RESPONSE_BYTES, body, fields)
     received = wall_clock()
     if status != 200:
         raise _refusal(url, status, answer)
@@ -234,15 +258,15 @@ async def _ask_one(
         placed=response.placed,
         watch_s=response.watch_s,
         revision=response.revision,
+        is_by_websocket=out.is_by_websocket,
     )
 
 
-async def _pinned_trust(token: ClusterToken, url: str, server_date: ServerDate, proxy: Proxy | None) -> Trust:
+async def _pinned_trust(token: ClusterToken, url: str, server_date: ServerDate, out: Out) -> Trust:
     """The CA that the token names, fetched from whoever answers and believed for its fingerprint alone."""
     if not token.ca_fingerprint:
         return Trust(ca_pem=None)
-    unverified = Trust(insecure=True).ssl_context(ALPN)
-    status, answer = await exchange("GET", url + CA_PATH, unverified, server_date, MAX_CA_BYTES, proxy=proxy)
+    status, answer = await out.exchange("GET", url + CA_PATH, Trust(insecure=True), server_date, MAX_CA_BYTES)
     try:
         offered = certificates_der(answer) if status == 200 else []
     except ValueError:

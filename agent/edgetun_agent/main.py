@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -83,7 +84,12 @@ async def _run(settings: AgentSettings, started: float) -> int:
         log.info("going out through %s; sessions are on TLS where it is used", proxy)
     signals = StopSignals()
     async with AsyncExitStack() as stack:
-        placing = Placing(token, request, quic_engine=settings.engine, transport=settings.transport, proxy=proxy)
+        door = build_door(settings, proxy)
+        if door is not None:
+            stack.push_async_callback(door.close)
+        placing = Placing(
+            token, request, quic_engine=settings.engine, transport=settings.transport, proxy=proxy, websocket=door
+        )
         enrollment = await _unless_stopped(placing.enroll(), signals)
         if enrollment is None:
             return ExitCode.OK
@@ -93,6 +99,8 @@ async def _run(settings: AgentSettings, started: float) -> int:
                 "all sessions go there for now",
                 settings.spare_region,
             )
+        if enrollment.is_by_websocket:
+            log.info("registered in a WebSocket to the visitors' port, since the control URL cannot be reached")
         recent = RecentRequests()
         origins = Origins(build_tunnels(enrollment.tunnels, settings), recent=recent)
         stack.push_async_callback(origins.close)
@@ -141,6 +149,21 @@ async def _run(settings: AgentSettings, started: float) -> int:
         log.info("stopping: requests in flight may end; Ctrl-C again to stop at once")
         await agent.drain(settings.drain_s)
     return ExitCode.OK
+
+
+def build_door(settings: AgentSettings, proxy: Proxy | None) -> WebSocketWay | None:
+    """The way to control in a WebSocket; none where sessions may not go in one either."""
+    if settings.door and urlsplit(settings.door).scheme not in ("http", "https"):
+        raise ConfigError(f'--door "{settings.door}" is not a URL', remedy="write https://HOST:PORT")
+    if settings.transport not in ("auto", "websocket"):
+        if settings.door:
+            raise ConfigError(
+                f"--door is a WebSocket, and --transport {settings.transport} allows none",
+                remedy="choose --transport auto, or leave --door away",
+            )
+        return None
+    door = settings.door.rstrip("/")
+    return WebSocketWay(lambda host: door or f"https://{f'[{host}]' if ':' in host else host}", proxy)
 
 
 def build_request(settings: AgentSettings, agent_id: str) -> EnrollRequest:

@@ -19,6 +19,7 @@ from edgetun_agent.proxy import Proxy
 from edgetun_core.credentials import ClusterToken
 from edgetun_core.enrollment import EnrollRequest, Probe
 from edgetun_core.errors import EdgetunError
+from edgetun_core.transport.way import Way
 
 log = logging.getLogger("edgetun.agent")
 
@@ -43,12 +44,14 @@ class Placing:
         quic_engine: str = "qh3",
         transport: str = "auto",
         proxy: Proxy | None = None,
+        websocket: Way | None = None,
     ) -> None:
         self._token = token
         self._request = msgspec.structs.replace(request, can_probe=True)
         self._quic_engine = quic_engine
         self._transport = transport
         self._proxy = proxy
+        self._websocket = websocket
         self._last: Enrollment | None = None
         self._asked = self._request
 
@@ -65,7 +68,7 @@ class Placing:
             if last is not None and last.watch_s > 0:
                 request = msgspec.structs.replace(self._asked, placed=last.placed, revision=last.revision)
                 try:
-                    is_news = await watch(self._token, request, last, last.control_trust, self._proxy)
+                    is_news = await watch(self._token, request, last, last.control_trust, self._proxy, self._websocket)
                 except EdgetunError as error:
                     failures += 1
                     log.debug("control cannot be watched now: %s", error)
@@ -81,7 +84,7 @@ class Placing:
     async def enroll(self) -> Enrollment:
         """Raises what `enroll.enroll` does."""
         self._asked = self._request
-        first = self._last = await enroll(self._token, self._request, proxy=self._proxy)
+        first = self._last = await enroll(self._token, self._request, proxy=self._proxy, websocket=self._websocket)
         if not first.offers:
             return first
         try:
@@ -104,7 +107,7 @@ class Placing:
                     way=self._proxy,
                 )
             request = msgspec.structs.replace(request, probes=probes, placed=last.placed)
-        renewed = await renew(self._token, request, proxy=self._proxy)
+        renewed = await renew(self._token, request, proxy=self._proxy, websocket=self._websocket)
         self._asked = request
         if last is not None and renewed.placed != last.placed:
             log.info("placed on %s", renewed.placed)

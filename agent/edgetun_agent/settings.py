@@ -57,6 +57,12 @@ class AgentSettings:
         metavar="URL",
         also_env=("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
     )
+    door: str = setting(
+        "",
+        "Visitors' port of an exit node that carries control too (edgetun serve): where registration goes in a WebSocket when the "
+        "control URL cannot be reached or its TLS is opened on the way. Default: https://HOST of the control URL, port 443.",
+        metavar="URL",
+    )
     no_proxy: tuple[str, ...] = setting(
         (),
         "Name (with all below it), address, network or * that is reached without --proxy.",
