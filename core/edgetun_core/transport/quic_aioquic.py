@@ -96,6 +96,10 @@ class AioquicConnection(QuicConnection):
             self._max_datagram_size = SMALLEST_PACKET_BYTES
 
     @property
+    def probes_unanswered(self) -> int:
+        return self._loss._pto_count
+
+    @property
     def packet_bytes(self) -> int:
         return self._max_datagram_size
 

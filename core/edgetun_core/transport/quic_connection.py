@@ -98,6 +98,11 @@ class Connection(BareConnection, Protocol):
         ...
 
     @property
+    def probes_unanswered(self) -> int:
+        """Probe timeouts since the last acknowledgement (RFC 9002 §6.2)."""
+        ...
+
+    @property
     def packet_bytes(self) -> int:
         """The largest UDP payload that the path is thought to carry."""
         ...

@@ -23,6 +23,12 @@ from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
 from edgetun_core.transport.udp import Address, UdpSocket, forbid_fragments
 
+REBIND_FROM_PROBES: Final = 2
+REBIND_EVERY_S: Final = 1.0
+ADDRESS_IS_GONE: Final = frozenset(
+    {errno.EADDRNOTAVAIL, errno.EINVAL, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
+)
+"""What the kernel says when a socket's own address or way is no more."""
 SMALL_FOR_S: Final = 600.0
 MAX_SMALL_PATHS: Final = 1000
 REFUSED_FOR_S: Final = 1.0
@@ -69,6 +75,11 @@ class DialledQuicLink(QuicLink):
         """Goes on from a new local address, as after a change of network (RFC 9000 §9); raises `OSError`."""
         self._dialled.rebind()
 
+    def _on_timer(self) -> None:
+        super()._on_timer()
+        if not self._ended and self.is_established and self._quic.probes_unanswered >= REBIND_FROM_PROBES:
+            self._dialled.look_for_another_way()
+
 
 class _DialledEndpoint:
     def __init__(self, family: int, address: Address, up: asyncio.Future[None]) -> None:
@@ -78,6 +89,8 @@ class _DialledEndpoint:
         self._link: DialledQuicLink | None = None
         self._heard = False
         self._refused_since = 0.0
+        self._rebound_at = 0.0
+        self.rebindings = 0
         self._udp = self._open()
 
     def _open(self) -> UdpSocket:
@@ -102,6 +115,22 @@ class _DialledEndpoint:
         if self._link is not None:
             self._link.transmit()
 
+    def look_for_another_way(self) -> None:
+        """Nothing comes back, or nothing can be sent: this machine's address may be another by now, or a NAT may have forgotten the old one.
+
+        A fresh socket has the address that the kernel would choose now, and asks the NAT for a new binding.
+        """
+        now = time.monotonic()
+        if now - self._rebound_at < REBIND_EVERY_S:
+            return
+        self._rebound_at = now
+        try:
+            self.rebind()
+        except OSError:
+            pass  # no network at all; the next probe looks again
+        else:
+            self.rebindings += 1
+
     @property
     def udp_buffer_bytes(self) -> int:
         return self._udp.buffer_bytes
@@ -120,6 +149,8 @@ class _DialledEndpoint:
     def _on_error(self, error: OSError) -> None:
         link = self._link
         if error.errno != errno.ECONNREFUSED:
+            if error.errno in ADDRESS_IS_GONE and link is not None and link.is_established:
+                asyncio.get_running_loop().call_soon(self.look_for_another_way)
             return  # a network that is away for a moment; QUIC's timers decide
         if link is None or not link.is_established:
             if not self._up.done():

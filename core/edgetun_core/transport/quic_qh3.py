@@ -22,6 +22,7 @@ from qh3.quic.packet import QuicProtocolVersion
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.link import ALPN
 from edgetun_core.transport.path_mtu import BlackHole
+from edgetun_core.transport.peer_address import PeerAddress
 from edgetun_core.transport.quic_connection import (
     BLACK_HOLE_PROBES,
     CID_BYTES,
@@ -51,27 +52,27 @@ class Qh3Connection(QuicConnection):
     Counts for itself what may be sent to an address that is not validated yet (RFC 9000 §8.1): the library counts a client's
     padding behind its Initial packet for nothing, and then fails instead of waiting.
 
-    A listener's connection tells the library one port per IP address of the peer. The library knows four addresses at most per connection and
-    drops what comes from a fifth, which a NAT that forgets now and then would reach within hours. Another port of the address that
-    is known already needs no validation: what is sent there reaches the same host (RFC 9000 §9.3 guards against others).
+    A listener's connection tells the library one address of the peer for good, and follows it by itself (`peer_address.py`). The library
+    knows four addresses at most per connection, drops what comes from a fifth, and does not go back to one that it left.
     """
 
     _is_capped = False
+    _is_settled = False
     _large_packets = 0
     _sent_packets = 0
     _received_bytes = 0
     _sent_bytes = 0
     _held: list[tuple[bytes, Address]]
     _hole: BlackHole
-    _told: dict[str, Address]
-    _latest: dict[str, Address]
+    _told: Address
+    _where: PeerAddress
 
     def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
         retry = self._retry_source_connection_id
         self._held = []
         self._hole = BlackHole()
-        self._told = {remote_addr[0]: remote_addr}
-        self._latest = {}
+        self._told = remote_addr
+        self._where = PeerAddress(remote_addr)
         if retry is None:
             self._retry_source_connection_id = b""  # makes the library take the address for validated
         super()._create_core(remote_addr, initial_dcid, now)
@@ -87,10 +88,16 @@ class Qh3Connection(QuicConnection):
         if self._is_client:
             core.receive_gro_buffer(data, segment, address, now)
         else:
-            report = core.receive_gro_buffer(data, segment, self._told.get(address[0], address), now)
-            if report[PACKETS_TAKEN]:  # anybody may write an address into a datagram that is none
-                self._told.setdefault(address[0], address)
-                self._latest[address[0]] = address
+            if not self._is_settled:  # until here the library followed the peer by itself
+                self._is_settled = True
+                if self._told != core.active_path[2]:
+                    self._told = core.active_path[2]
+                    self._where = PeerAddress(self._told)
+            report = core.receive_gro_buffer(data, segment, self._told, now)
+            if report[PACKETS_TAKEN] and (self._where.is_proving or address != self._where.current):
+                probe = self._where.heard(address, len(data), now)
+                if probe:
+                    core.send_ping(probe)
         self._drain_core()
 
     def pump(self, sink: Sink) -> None:
@@ -109,6 +116,8 @@ class Qh3Connection(QuicConnection):
                     sink.datagram(event.data)
                 case events.HandshakeCompleted():
                     sink.handshake_done(event.alpn_protocol)
+                case events.PingAcknowledged():
+                    self._where.acknowledged(event.uid)
                 case events.ConnectionIdIssued():
                     sink.cid_issued(event.connection_id)
                 case events.ConnectionIdRetired():
@@ -145,7 +154,7 @@ class Qh3Connection(QuicConnection):
         batch = [self._first_flight(datagram[0]) if self._is_client and not self._handshake_complete else datagram[0]]
         while (datagram := poll(now)) is not None:
             if datagram[1] != address:  # a path is being probed
-                send(batch, self._address(address))
+                self._send(batch, address, now, send)
                 address = datagram[1]
                 batch = []
             batch.append(datagram[0])
@@ -153,7 +162,7 @@ class Qh3Connection(QuicConnection):
             if len(datagram[0]) > SMALLEST_PACKET_BYTES:
                 self._large_packets += 1
         self._sent_packets += 1
-        send(batch, self._address(address))
+        self._send(batch, address, now, send)
         if self._large_packets and not self._is_capped and self._handshake_complete:
             core = self._core
             if self._hole.is_there(self._large_packets, core.loss_total, core.smoothed_rtt or 0.0, now):
@@ -167,9 +176,19 @@ class Qh3Connection(QuicConnection):
         is_initial = datagram[0] & 0xB0 == 0x80
         return datagram.ljust(self.packet_bytes, b"\0") if is_initial else datagram
 
-    def _address(self, told: Address) -> Address:
-        """Where to send what the library has for an address it was told."""
-        return self._latest.get(told[0], told) if self._latest else told
+    def _send(
+        self, batch: list[bytes], told: Address, now: float, send: Callable[[list[bytes], Address], None]
+    ) -> None:
+        """Sends what the library has for an address that it was told."""
+        if self._is_client or told != self._told:
+            send(batch, told)
+            return
+        where = self._where
+        if where.is_proving:
+            batch = where.allowed(batch, now)
+            if not batch:
+                return
+        send(batch, where.current)
 
     def handle_timer(self, now: float) -> None:
         """Also takes a path for one of the smallest packets when large ones vanish, which the library does for first flights only."""
@@ -201,6 +220,10 @@ class Qh3Connection(QuicConnection):
             self._sent_bytes += size
             datagram, address = self._held.pop(0)
             send([datagram], address)
+
+    @property
+    def probes_unanswered(self) -> int:
+        return 0 if self._core is None else self._core.pto_count
 
     @property
     def packet_bytes(self) -> int:
@@ -262,7 +285,8 @@ class Qh3Connection(QuicConnection):
     @property
     def peer(self) -> Address:
         if self._core is not None:
-            return self._address(self._core.active_path[2])
+            told: Address = self._core.active_path[2]
+            return self._where.current if told == self._told and not self._is_client else told
         return cast("Address", self._remote_addr or ("", 0))
 
     @property

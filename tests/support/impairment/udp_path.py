@@ -30,6 +30,7 @@ class UdpPath(asyncio.DatagramProtocol):
         self._front: asyncio.DatagramTransport | None = None
         self._backs: dict[Address, _Back] = {}
         self._retired: list[_Back] = []
+        self._cut_off: set[Address] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._is_closed = False
 
@@ -54,13 +55,22 @@ class UdpPath(asyncio.DatagramProtocol):
         self.up.impairment = both or up or self.up.impairment
         self.down.impairment = both or down or self.down.impairment
 
-    async def rebind(self) -> None:
-        """The NAT forgets: each dialler's next datagram leaves from another port, and answers to the old one are lost."""
+    async def rebind(self, host: str = "") -> None:
+        """The NAT forgets: each dialler's next datagram leaves from another port, and answers to the old one are lost.
+
+        With `host` it leaves from that address, as when the dialler is in another network.
+        """
         for address, old in list(self._backs.items()):
-            self._backs[address] = await self._bind(address)
+            self._backs[address] = await self._bind(address, host)
             old.is_forgotten = True
             self._retired.append(old)
         self.rebindings += 1
+
+    def forget_diallers(self) -> None:
+        """The sockets that diallers have now are cut off for good; new ones of theirs work."""
+        self._cut_off.update(self._backs)
+        for old in self._backs.values():
+            old.is_forgotten = True
 
     # asyncio.DatagramProtocol
 
@@ -69,6 +79,8 @@ class UdpPath(asyncio.DatagramProtocol):
         _grow(transport)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
+        if addr in self._cut_off:
+            return
         back = self._backs.get(addr)
         if back is not None and self._loop.time() - back.used_at > self.forget_after_s:
             back.is_forgotten = True
@@ -85,9 +97,9 @@ class UdpPath(asyncio.DatagramProtocol):
         """The target sent something to a dialler."""
         self._later(self.down, len(data), lambda: self._front.sendto(data, addr) if self._front is not None else None)
 
-    async def _bind(self, address: Address) -> _Back:
+    async def _bind(self, address: Address, host: str) -> _Back:
         back = _Back(self, address)
-        await back.bind(self._target)
+        await back.bind(self._target, host)
         return back
 
     def _later(self, wire: Wire, size_bytes: int, deliver: Any) -> None:
@@ -138,9 +150,11 @@ class _Back(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._early: list[bytes] = []
 
-    async def bind(self, target: Address) -> None:
+    async def bind(self, target: Address, host: str = "") -> None:
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=(target[0], target[1]))
+        self._transport, _ = await loop.create_datagram_endpoint(
+            lambda: self, remote_addr=(target[0], target[1]), local_addr=(host, 0) if host else None
+        )
         _grow(self._transport)
         early, self._early = self._early, []
         for data in early:
