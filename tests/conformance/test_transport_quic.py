@@ -6,15 +6,16 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgetun_core.errors import ProtocolError, SessionLost
+from edgetun_core.errors import AuthError, ProtocolError, SessionLost
 from edgetun_core.pki import DevelopmentCA
 from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, quic_twice, udp
 from edgetun_core.transport.quic_library import library
-from support.links import Place, eventually, lossy_path
+from support.links import Place, eventually, lossy_path, outcome
 
 PAIRS = [
     pytest.param(("qh3", "qh3"), id="qh3"),
@@ -85,6 +86,39 @@ async def test_over_a_path_that_loses_packets_are_more_lanes_and_small_bursts_ar
     await eventually(lambda: near.closed and far.closed, within_s=10)
     assert not near.link._twice._timers
     assert (near.error, far.error) == (None, None)
+
+
+async def test_a_second_handshake_with_the_same_peer_is_resumed(place: Place) -> None:
+    await place.listen()
+    first, _ = await place.pair()
+    first.link.write(0, b"a ticket comes after the handshake")
+    await eventually(lambda: first.received)
+    assert not first.link.is_resumed
+    for _ in range(2):  # by the ticket of the one before
+        near, far = await place.pair()
+        assert near.link.is_resumed
+        assert far.link.is_resumed
+        near.link.write(5, bytes(100_000))
+        await eventually(lambda near=near: near.received.get(5) == bytes(100_000))
+
+
+async def test_a_ticket_goes_with_the_certificate_that_it_stands_for(place: Place) -> None:
+    await place.listen()
+    first, _ = await place.pair()
+    first.link.write(0, b"x")
+    await eventually(lambda: first.received)
+    fresh = place.ca.identity(["localhost", "127.0.0.1"])
+    place.identity.replace(fresh.cert_pem, fresh.key_pem)
+    near, _ = await place.pair()
+    assert not near.link.is_resumed
+
+
+async def test_who_trusts_another_authority_resumes_nothing(place: Place, tmp_path: Path) -> None:
+    await place.listen()
+    first, _ = await place.pair()
+    first.link.write(0, b"x")
+    await eventually(lambda: first.received)
+    assert isinstance(await outcome(place.dial(trust=DevelopmentCA(tmp_path / "another").trust)), AuthError)
 
 
 async def test_what_one_lane_lost_holds_up_no_other(place: Place) -> None:
@@ -268,7 +302,10 @@ async def test_an_unknown_opening_ends_the_link(place: Place, monkeypatch: pytes
     assert place.listener.links == 0
 
 
-async def test_a_closed_link_repeats_its_farewell_to_a_peer_that_missed_it(place: Place) -> None:
+async def test_a_closed_link_repeats_its_farewell_to_a_peer_that_missed_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quic_dial, "REBIND_FROM_PROBES", 99)  # it would hear again by another socket
     await place.listen()
     near, far = await place.pair()
     # The dialler does not hear for a moment.

@@ -29,6 +29,7 @@ from edgetun_core.transport.quic_connection import (
     Ended,
     Sink,
 )
+from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
 NAME = "aioquic"
@@ -39,6 +40,7 @@ class AioquicConnection(QuicConnection):
     """The driver's `Connection`."""
 
     _large_packets = 0
+    is_resumed = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -59,6 +61,7 @@ class AioquicConnection(QuicConnection):
                 case events.DatagramFrameReceived():
                     sink.datagram(event.data)
                 case events.HandshakeCompleted():
+                    self.is_resumed = event.session_resumed
                     sink.handshake_done(event.alpn_protocol)
                 case events.ConnectionIdIssued():
                     sink.cid_issued(event.connection_id)
@@ -94,6 +97,10 @@ class AioquicConnection(QuicConnection):
             BLACK_HOLE_PROBES if self._handshake_complete else 1
         ):
             self._max_datagram_size = SMALLEST_PACKET_BYTES
+
+    @property
+    def may_migrate(self) -> bool:
+        return self._handshake_confirmed
 
     @property
     def probes_unanswered(self) -> int:
@@ -161,20 +168,32 @@ def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
 
 
 def accept(
-    configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int
+    configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int, tickets: Tickets
 ) -> AioquicConnection:
     """The listener's side of a connection that begins."""
     if packet_bytes != configuration.max_datagram_size:
         configuration = replace(configuration, max_datagram_size=packet_bytes)
-    return AioquicConnection(configuration=configuration, original_destination_connection_id=original_destination_cid)
+    return AioquicConnection(
+        configuration=configuration,
+        original_destination_connection_id=original_destination_cid,
+        session_ticket_fetcher=tickets.take_any,
+        session_ticket_handler=tickets.put,
+    )
 
 
 def dialled(
-    trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES, packet_bytes: int = SMALLEST_PACKET_BYTES
+    trust: Trust,
+    server_name: str,
+    *,
+    cid_bytes: int = CID_BYTES,
+    packet_bytes: int = SMALLEST_PACKET_BYTES,
+    ticket: Any = None,
+    on_ticket: Callable[[Any], None] | None = None,
 ) -> AioquicConnection:
     """The dialler's side."""
     configuration = _configuration(is_client=True)
     configuration.max_datagram_size = packet_bytes
+    configuration.session_ticket = ticket
     configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:
@@ -184,7 +203,7 @@ def dialled(
     else:
         paths = ssl.get_default_verify_paths()
         configuration.cafile, configuration.capath = paths.cafile, paths.capath
-    return AioquicConnection(configuration=configuration)
+    return AioquicConnection(configuration=configuration, session_ticket_handler=on_ticket)
 
 
 def _configuration(*, is_client: bool) -> QuicConfiguration:

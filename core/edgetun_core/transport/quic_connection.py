@@ -80,6 +80,8 @@ class Connection(BareConnection, Protocol):
     """A connection as a link drives it."""
 
     host_cid: bytes
+    is_resumed: bool
+    """The handshake went by a ticket of an earlier one (RFC 8446 §2.2)."""
 
     def connect(self, addr: Address, now: float) -> None: ...
     def pump(self, sink: Sink) -> None:
@@ -95,6 +97,11 @@ class Connection(BareConnection, Protocol):
     @property
     def room_bytes(self) -> int:
         """What the congestion window still takes."""
+        ...
+
+    @property
+    def may_migrate(self) -> bool:
+        """The handshake is confirmed; no address may change before (RFC 9000 §9)."""
         ...
 
     @property

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import socket
 import time
+from collections.abc import Hashable
+from functools import partial
 from typing import Any, Final
 
 from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, UpstreamUnreachable
@@ -21,6 +23,7 @@ from edgetun_core.transport.quic_connection import (
 )
 from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
+from edgetun_core.transport.tickets import Remembered
 from edgetun_core.transport.udp import Address, UdpSocket, forbid_fragments
 
 REBIND_FROM_PROBES: Final = 2
@@ -54,6 +57,7 @@ class SmallPaths:
 
 
 small_paths = SmallPaths()
+remembered = Remembered()
 
 
 class DialledQuicLink(QuicLink):
@@ -77,8 +81,13 @@ class DialledQuicLink(QuicLink):
 
     def _on_timer(self) -> None:
         super()._on_timer()
-        if not self._ended and self.is_established and self._quic.probes_unanswered >= REBIND_FROM_PROBES:
+        if not self._ended and self.may_migrate and self._quic.probes_unanswered >= REBIND_FROM_PROBES:
             self._dialled.look_for_another_way()
+
+    @property
+    def may_migrate(self) -> bool:
+        """Whether the peer would follow to another address."""
+        return self._quic.may_migrate
 
 
 class _DialledEndpoint:
@@ -149,7 +158,7 @@ class _DialledEndpoint:
     def _on_error(self, error: OSError) -> None:
         link = self._link
         if error.errno != errno.ECONNREFUSED:
-            if error.errno in ADDRESS_IS_GONE and link is not None and link.is_established:
+            if error.errno in ADDRESS_IS_GONE and link is not None and link.may_migrate:
                 asyncio.get_running_loop().call_soon(self.look_for_another_way)
             return  # a network that is away for a moment; QUIC's timers decide
         if link is None or not link.is_established:
@@ -221,8 +230,14 @@ async def dial_quic(
     for position, (family, address) in enumerate(found):
         share_s = (until - loop.time()) / (len(found) - position)
         try:
+            peer = (engine, address[0], port, name, trust)
             connection = packets.dialled(
-                trust, name, cid_bytes=cid_bytes, packet_bytes=small_paths.packet_bytes(address[0], time.monotonic())
+                trust,
+                name,
+                cid_bytes=cid_bytes,
+                packet_bytes=small_paths.packet_bytes(address[0], time.monotonic()),
+                ticket=remembered.take(peer, time.monotonic()),
+                on_ticket=partial(_remember, peer),
             )
             link = await _dial_one(connection, engine, family, address, (host, port), user, share_s, name)
             if connection.packet_bytes < DIAL_PACKET_BYTES:
@@ -232,6 +247,11 @@ async def dial_quic(
             failure = error
     assert failure is not None
     raise failure
+
+
+def _remember(peer: Hashable, ticket: Any) -> None:
+    ticket.max_early_data_size = None  # nothing is sent early
+    remembered.put(peer, ticket, time.monotonic())
 
 
 async def resolve(host: str, port: int) -> list[tuple[int, Any]]:

@@ -120,6 +120,11 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         return self._lanes
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether the handshake went by a ticket of an earlier one."""
+        return self._quic.is_resumed
+
+    @property
     def bulk_from(self) -> int:
         return min(self._regular, self._lanes)
 

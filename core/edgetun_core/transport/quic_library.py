@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from edgetun_core.errors import ConfigError
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.quic_connection import Connection
+from edgetun_core.transport.tickets import Tickets
 
 LOSSY_ENGINE: Final = "aioquic"
 """Whose congestion control bears random loss (congestion.py)."""
@@ -16,9 +18,18 @@ class Library(Protocol):
     """What `quic_qh3.py` and `quic_aioquic.py` offer as modules."""
 
     def server_configuration(self, identity: ServerIdentity) -> Any: ...
-    def accept(self, configuration: Any, original_destination_cid: bytes, *, packet_bytes: int) -> Connection: ...
+    def accept(
+        self, configuration: Any, original_destination_cid: bytes, *, packet_bytes: int, tickets: Tickets
+    ) -> Connection: ...
     def dialled(
-        self, trust: Trust, server_name: str, *, cid_bytes: int = ..., packet_bytes: int = ...
+        self,
+        trust: Trust,
+        server_name: str,
+        *,
+        cid_bytes: int = ...,
+        packet_bytes: int = ...,
+        ticket: Any = ...,
+        on_ticket: Callable[[Any], None] | None = ...,
     ) -> Connection: ...
 
 

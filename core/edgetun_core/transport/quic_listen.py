@@ -19,6 +19,7 @@ from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_endpoint import FirstContact, QuicEndpoint
 from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
 from edgetun_core.transport.quic_peer import CLOSE_TIMEOUT_S
+from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import bind_udp, forbid_fragments
 
 
@@ -39,6 +40,8 @@ class QuicListener(QuicEndpoint[QuicLink]):
         self._identity = identity
         self._identity_version = -1
         self._configurations: dict[str, Any] = {}
+        self._tickets: dict[str, Tickets] = {}
+        """By engine; gone with the certificate that they stand for."""
         self._accept = accept
         self._max_links = max_links
         self._established: dict[QuicLink, None] = {}
@@ -52,6 +55,7 @@ class QuicListener(QuicEndpoint[QuicLink]):
     def _configuration(self, engine: str) -> Any:
         if self._identity_version != self._identity.version:
             self._configurations.clear()
+            self._tickets.clear()
             self._identity_version = self._identity.version
         found = self._configurations.get(engine)
         if found is None:
@@ -62,7 +66,12 @@ class QuicListener(QuicEndpoint[QuicLink]):
         is_lossy = len(first.client_cid) == LOSSY_CID_BYTES
         engine = LOSSY_ENGINE if is_lossy else self._engine
         packet_bytes = next((size for size in PACKET_SIZES if size <= first.size_bytes), SMALLEST_PACKET_BYTES)
-        connection = library(engine).accept(self._configuration(engine), first.original_cid, packet_bytes=packet_bytes)
+        connection = library(engine).accept(
+            self._configuration(engine),
+            first.original_cid,
+            packet_bytes=packet_bytes,
+            tickets=self._tickets.setdefault(engine, Tickets()),
+        )
         return QuicLink(engine, connection, self, None, is_dialler=False, is_lossy=is_lossy), connection.host_cid
 
     # --- called by the links

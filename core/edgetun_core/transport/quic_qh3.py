@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
@@ -35,6 +35,7 @@ from edgetun_core.transport.quic_connection import (
     Ended,
     Sink,
 )
+from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
 NAME = "qh3"
@@ -59,6 +60,7 @@ class Qh3Connection(QuicConnection):
     _is_capped = False
     _is_settled = False
     _large_packets = 0
+    is_resumed = False
     _sent_packets = 0
     _received_bytes = 0
     _sent_bytes = 0
@@ -115,6 +117,7 @@ class Qh3Connection(QuicConnection):
                 case events.DatagramFrameReceived():
                     sink.datagram(event.data)
                 case events.HandshakeCompleted():
+                    self.is_resumed = event.session_resumed
                     sink.handshake_done(event.alpn_protocol)
                 case events.PingAcknowledged():
                     self._where.acknowledged(event.uid)
@@ -222,6 +225,10 @@ class Qh3Connection(QuicConnection):
             send([datagram], address)
 
     @property
+    def may_migrate(self) -> bool:
+        return self._handshake_confirmed
+
+    @property
     def probes_unanswered(self) -> int:
         return 0 if self._core is None else self._core.pto_count
 
@@ -301,26 +308,40 @@ def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
     return configuration
 
 
-def accept(configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int) -> Qh3Connection:
+def accept(
+    configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int, tickets: Tickets
+) -> Qh3Connection:
     """The listener's side of a connection that begins."""
     if packet_bytes != configuration.max_datagram_size:
         configuration = replace(configuration, max_datagram_size=packet_bytes)
-    return Qh3Connection(configuration=configuration, original_destination_connection_id=original_destination_cid)
+    return Qh3Connection(
+        configuration=configuration,
+        original_destination_connection_id=original_destination_cid,
+        session_ticket_fetcher=tickets.take_any,
+        session_ticket_handler=tickets.put,
+    )
 
 
 def dialled(
-    trust: Trust, server_name: str, *, cid_bytes: int = CID_BYTES, packet_bytes: int = SMALLEST_PACKET_BYTES
+    trust: Trust,
+    server_name: str,
+    *,
+    cid_bytes: int = CID_BYTES,
+    packet_bytes: int = SMALLEST_PACKET_BYTES,
+    ticket: Any = None,
+    on_ticket: Callable[[Any], None] | None = None,
 ) -> Qh3Connection:
     """The dialler's side."""
     configuration = _configuration(is_client=True)
     configuration.max_datagram_size = packet_bytes
+    configuration.session_ticket = ticket
     configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:
         configuration.verify_mode = ssl.CERT_NONE
     else:
         configuration.cadata = trust.ca_pem
-    return Qh3Connection(configuration=configuration)
+    return Qh3Connection(configuration=configuration, session_ticket_handler=on_ticket)
 
 
 def _configuration(*, is_client: bool) -> QuicConfiguration:

@@ -22,6 +22,7 @@ from qh3.quic.packet import QuicProtocolVersion
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.transport.quic_endpoint import FirstContact
 from edgetun_core.transport.quic_qh3 import Qh3Connection
+from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
 MAX_PACKET_BYTES: Final = 1452
@@ -59,28 +60,6 @@ class ServerSink(Protocol):
     def stop_sending(self, stream_id: int, code: int) -> None: ...
     def cid_issued(self, cid: bytes) -> None: ...
     def cid_retired(self, cid: bytes) -> None: ...
-
-
-class Tickets:
-    """Session tickets by their id, each good for one use: a replayed first flight finds its ticket gone (RFC 8446 §8.1)."""
-
-    def __init__(self, capacity: int = 4096) -> None:
-        self._capacity = capacity
-        self._tickets: dict[bytes, tls.SessionTicket] = {}
-
-    def put(self, ticket: tls.SessionTicket) -> None:
-        """Keeps a ticket; the oldest makes room."""
-        if len(self._tickets) >= self._capacity:
-            del self._tickets[next(iter(self._tickets))]
-        self._tickets[ticket.ticket] = ticket
-
-    def take(self, ticket_id: bytes, server_name: str) -> tls.SessionTicket | None:
-        """Gives a ticket away, if it was made for the same server name."""
-        ticket = self._tickets.pop(ticket_id, None)
-        return ticket if ticket is not None and (ticket.server_name or "") == server_name else None
-
-    def __len__(self) -> int:
-        return len(self._tickets)
 
 
 class Server:
@@ -152,6 +131,9 @@ class _OneEvent:
 
 class Qh3ServerConnection(Qh3Connection):
     """One connection. `server_name` is known when the first event is told."""
+
+    _is_capped = True
+    """Its packets' size stays: the library follows a visitor to another address only while that is as it was at first."""
 
     def __init__(self, server: Server, configuration: QuicConfiguration, first: FirstContact) -> None:
         super().__init__(
@@ -226,7 +208,8 @@ class Qh3ServerConnection(Qh3Connection):
         return bridge
 
     def _fetch_ticket(self, ticket_id: bytes) -> tls.SessionTicket | None:
-        return self._server.tickets.take(ticket_id, self.server_name)
+        found: tls.SessionTicket | None = self._server.tickets.take(ticket_id, self.server_name)
+        return found
 
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
         if not self._handshake_complete:
