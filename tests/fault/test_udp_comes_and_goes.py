@@ -121,7 +121,6 @@ async def test_one_lost_packet_is_no_reason_to_fall_back(tmp_path: Path, monkeyp
         impaired(tmp_path, snapshot(origin.url), dead_after_s=15.0, before=lose_the_first) as stands,
     ):
         assert (stands.udp.up.lost, stands.udp.down.lost) == (1, 1)
-        [runner] = stands.node.acceptor.runners
         for wire in (stands.udp.up, stands.udp.down):
             wire.lose_next = 1
             await is_served(stands)
@@ -129,7 +128,7 @@ async def test_one_lost_packet_is_no_reason_to_fall_back(tmp_path: Path, monkeyp
         lost = stands.udp.up.lost + stands.udp.down.lost
         await until(lambda: stands.udp.up.lost + stands.udp.down.lost >= lost + 5, 30.0)  # pings go on all the time
         await is_served(stands)
-        assert stands.node.acceptor.runners == [runner]
-        assert runner.transport == "quic"
+        # a path that goes on losing may get a session with another congestion control, and by QUIC too
+        assert set(stands.transports) == {"quic"}
         assert stands.tcp.connections == 0
         assert stands.agent.counters.reconnects == stands.agent.counters.fallbacks == 0
