@@ -40,7 +40,7 @@ BACK_WITHIN_S = 90.0 if AGENTS <= 200 else 300.0
 DOWN_S = 3.0
 BUSIEST_SECOND = 0.5
 """Of all attempts while the exit node was away, the share that may be meant for one second."""
-BUSIEST_TENTH = 0.6
+BUSIEST_TENTH = 0.8
 """Of the attempts that led to a session, the share that may be meant for the same tenth of a second. Without jitter it is all of them."""
 
 
