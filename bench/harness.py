@@ -556,7 +556,8 @@ def finish_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a benchmark's main; mistakes show without a traceback."""
+    """Runs a benchmark's main; mistakes show without a traceback. SIGTERM ends it as Ctrl-C does: with everything it made."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except (BenchError, KeyboardInterrupt) as error:
