@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,11 +112,13 @@ def stream(origin: Running, *, transport: str, kind: str = "tcp", engine: str = 
 def _token(state: str) -> str:
     """Makes a cluster token as a person would, and reads it from what is printed."""
     command = [_command("edgetun"), "token", "create", "--state", state]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"edgetun_[A-Za-z0-9_-]{16,}", done.stdout)
-    if found is None:
-        raise BenchError(f"edgetun token create printed no token: {done.stderr.strip()}")
-    return found[0]
+    for _ in range(20):  # the server writes down where it is a moment after its ports are open
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = re.search(r"edgetun_[A-Za-z0-9_-]{16,}", done.stdout)
+        if found is not None:
+            return found[0]
+        time.sleep(0.1)
+    raise BenchError(f"edgetun token create printed no token: {done.stderr.strip()}")
 
 
 @contextmanager
