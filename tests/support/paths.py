@@ -65,10 +65,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(folder: Path, obey: Snapshot, *, quic_engine: str = "qh3") -> AsyncIterator[Site]:
-    """A node that obeys; what was started at it ends with it."""
+async def site(folder: Path, obey: Snapshot | None, *, quic_engine: str = "qh3") -> AsyncIterator[Site]:
+    """A node that obeys (None: that has no snapshot yet); what was started at it ends with it."""
     node = ExitNode("n1")
-    node.apply(obey)
+    if obey is not None:
+        node.apply(obey)
     ca = DevelopmentCA(folder / "ca")
     made: Site | None = None
     try:

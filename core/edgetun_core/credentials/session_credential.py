@@ -39,6 +39,10 @@ class CredentialInvalid(AuthError):
     """Not a credential, altered, or signed by a key that this exit node does not know."""
 
 
+class CredentialKeyUnknown(CredentialInvalid):
+    """Signed by a key that the present snapshot does not hold; the next one may."""
+
+
 class CredentialExpired(AuthError):
     """Its hour is over; the agent should have renewed it."""
 
@@ -139,7 +143,7 @@ class CredentialVerifier:
 
         A credential whose life was cut short, since its token ends, is not prolonged.
 
-        Raises `CredentialInvalid`, `CredentialExpired`, `CredentialRevoked` or `ClockSkewed`; messages never hold the text.
+        Raises `CredentialInvalid` (`CredentialKeyUnknown`), `CredentialExpired`, `CredentialRevoked` or `ClockSkewed`; messages never hold the text.
         """
         claims = self._memo.get(text)
         if claims is None:
@@ -175,7 +179,7 @@ class CredentialVerifier:
             if key.key_id == claims.key_id:
                 _check_signature(key, signature, body)
                 return claims
-        raise CredentialInvalid(
+        raise CredentialKeyUnknown(
             "the session credential is signed by a key that this exit node does not know",
             remedy="let the agent register again; if it stays, agent and exit node belong to different servers",
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from edgetun_core import __version__
-from edgetun_core.credentials import CredentialExpired, CredentialRevoked, CredentialVerifier
+from edgetun_core.credentials import CredentialExpired, CredentialKeyUnknown, CredentialRevoked, CredentialVerifier
 from edgetun_core.errors import AuthError, Draining, EdgetunError, LimitExceeded, NotFound
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Peer, RequestHead
@@ -85,6 +85,7 @@ class SessionAcceptor:
         self.on_change = on_change
         """Called after a session was opened, drains, or is gone."""
         self._verifier = CredentialVerifier()
+        self._has_snapshot = False
         self._pending: dict[str, _Admitted] = {}
         self._admitted: dict[SessionRunner, _Admitted] = {}
         self._by_session_id: dict[str, SessionRunner] = {}
@@ -117,6 +118,7 @@ class SessionAcceptor:
     def apply(self, snapshot: Snapshot) -> None:
         """Takes a snapshot's keys and revocations; closes the sessions that no longer may be."""
         self._verifier.update(snapshot)
+        self._has_snapshot = True
         if not snapshot.revoked_tokens:
             return
         revoked = set(snapshot.revoked_tokens)
@@ -130,6 +132,8 @@ class SessionAcceptor:
         """Whether a hello is welcome, and for which tunnels."""
         if self.is_draining:
             return self._refuse(Draining("this exit node is going away; connect to another"), retry_after_s=1.0)
+        if not self._has_snapshot:
+            return self._refuse(Draining("this exit node has just started and has no snapshot yet"), retry_after_s=1.0)
         if len(self._admitted) >= self._max_sessions and hello.session_id not in self._by_session_id:
             return self._refuse(
                 LimitExceeded(f"this exit node holds {self._max_sessions} sessions, as many as it may"), 30.0
@@ -138,7 +142,8 @@ class SessionAcceptor:
             claims = self._verifier.verify(hello.credential, self._wall_clock(), self._cut_off_since)
         except AuthError as error:
             log.warning("refused agent %s at %s: %s", hello.agent_id, link.peer_address[0], error)
-            return self._refuse(error, 0.0 if isinstance(error, CredentialExpired) else -1.0)
+            # What a renewal or the next snapshot mends is worth another try soon.
+            return self._refuse(error, 0.0 if isinstance(error, CredentialExpired | CredentialKeyUnknown) else -1.0)
         if claims.agent_id != hello.agent_id:
             return self._refuse(
                 AuthError("the credential was made for another agent", remedy="let the agent register again"), -1.0
