@@ -21,7 +21,13 @@ from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.cache.stored import RETRY_S
 from edgetun_exitnode.pipeline.forward import FetchClient, ForwardStage, Remote
-from edgetun_exitnode.pipeline.relaying import RelayedPeer, build_relayed_head, take_told, with_told
+from edgetun_exitnode.pipeline.relaying import (
+    LEAST_FRESH_S,
+    RelayedPeer,
+    build_relayed_head,
+    take_told,
+    with_told,
+)
 
 
 def rank_owners(key: bytes, nodes: Iterable[str]) -> list[str]:
@@ -276,9 +282,10 @@ class _Telling:
             timing = head.view.timing
             fresh_s = timing.fresh_until - now
             if fresh_s <= 0:
-                # One that went stale and answers all the same is not asked for again at once, here and there; one that never was
-                # fresh (`no-cache`, `max-age=0`) is confirmed for each visitor, wherever they are.
-                fresh_s = RETRY_S if timing.fresh_until > timing.received_at else 0.0
+                # One that may answer when it is stale is not asked for again at once, here and there; one whose time ended on its
+                # way is; one that never was fresh (`no-cache`, `max-age=0`) is confirmed for each visitor, wherever they are.
+                was_fresh = timing.fresh_until > timing.received_at
+                fresh_s = (RETRY_S if timing.useful_until > timing.fresh_until else LEAST_FRESH_S) if was_fresh else 0.0
             told = Told(current_age_s(timing, now), fresh_s)
         self._client.on_head(with_told(head, told), end)
 

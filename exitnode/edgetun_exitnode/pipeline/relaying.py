@@ -18,6 +18,9 @@ MAX_HOPS: Final = 2
 TOLD: Final = b"edgetun-freshness"
 """The field in which the owner of a key tells another exit node of a stored response: its age and how long it is fresh, in seconds."""
 
+LEAST_FRESH_S: Final = 0.001
+"""What is fresh is never told as less: it is written in milliseconds, and 0 says that it never was fresh and is each visitor's alone."""
+
 MAX_TOLD_S: Final = 2.0**31
 
 
@@ -61,7 +64,8 @@ def with_told(head: ResponseHead, told: Told | None) -> ResponseHead:
     """The head for another exit node. What an origin wrote into the field is dropped."""
     fields = tuple(field for field in head.fields if field[0] != TOLD)
     if told is not None:
-        fields = (*fields, (TOLD, b"%.3f %.3f" % (told.age_s, told.fresh_s)))
+        fresh_s = max(told.fresh_s, LEAST_FRESH_S) if told.fresh_s > 0 else 0.0
+        fields = (*fields, (TOLD, b"%.3f %.3f" % (told.age_s, fresh_s)))
     return ResponseHead(head.status, fields)
 
 

@@ -12,7 +12,7 @@ import pytest
 from edgetun_core.purge import PurgeOrder
 from edgetun_core.snapshot import CacheRule, CollapseRule, LimitRule
 from edgetun_exitnode.mesh import siblings
-from edgetun_exitnode.mesh.ownership import rank_owners
+from edgetun_exitnode.mesh.ownership import RelayedEntry, rank_owners
 from support.mesh import Meshed, MeshNode, meshed
 from support.origin_server import ScriptedConnection, ScriptedOrigin, scripted_origin
 from support.visitors import Visitor
@@ -141,6 +141,31 @@ async def test_a_node_keeps_a_response_no_longer_than_its_owner(
         visitor = await scene.visitor(here)
         assert 90 <= int((await visitor.ask("/a", host=HOST)).fields["age"]) <= 95
         assert len(told.asked) == 1
+
+
+async def test_what_is_taken_from_the_owner_in_its_last_instant_sends_nobody_to_the_laptop(
+    scene: Meshed, told: Origin
+) -> None:
+    """Less than half a millisecond was told as none, as of what is each visitor's alone: then the node asked by its own session."""
+    first, second, *_ = scene.nodes
+    await scene.agent(first, second)
+    await settled(scene, first, second)
+    path = "/last"
+    assert await scene.status(scene.nodes[2], path) == 200
+    owner = first if first.node.store.resources else second
+    here = second if owner is first else first
+    (owned,) = owner.node.store.resources.values()
+    assert owned.only is not None
+    fresh_until = owned.only.response.fresh_until
+    entry = owner.node.router.table.plans[TUNNEL].choose(path.encode()).relayed  # type: ignore[union-attr]
+    assert isinstance(entry, RelayedEntry)
+    # What the other node is told counts from here; the response stays fresh.
+    entry._clock = lambda: fresh_until - 0.0003
+    for _ in range(3):
+        assert set(await ask_everywhere([here], scene, path, 5)) == {200}
+        await asyncio.sleep(0.01)  # what it was told is over
+    assert here.relayed, "the owner was not asked"
+    assert told.asked == [path]
 
 
 async def test_what_may_not_be_shared_goes_straight_to_a_session(scene: Meshed, told: Origin) -> None:

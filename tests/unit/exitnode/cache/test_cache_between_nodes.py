@@ -74,3 +74,19 @@ def test_what_is_stale_at_the_owner_and_allowed_is_used_for_a_second_and_not_ask
     assert guest.cache_status.endswith(b"stale-while-revalidate")
     assert told is not None
     assert told.fresh_s == 1.0
+
+
+@pytest.mark.parametrize("left_s", [0.0003, 0.0, -0.01], ids=["hardly fresh", "just over", "over"])
+def test_what_is_asked_for_as_its_time_ends_is_shared_and_asked_for_again_at_once(left_s: float):
+    owner = Bench(OVERRIDE)
+    owner.ask()
+    owner.origin[0].answer_head(200, ((b"content-length", b"2"),))
+    owner.origin[0].send(b"x")
+    owner.time.advance(1.0 - left_s)
+    told, guest = told_by(owner)
+    assert len(owner.origin) == 1, "it joined what is still coming in"
+    assert told is not None
+    assert told.fresh_s == 0.001
+    verdict = at_the_other(OVERRIDE, guest, told)
+    assert isinstance(verdict, Storable), "each visitor would go alone, and be remembered for it"
+    assert verdict.is_shareable

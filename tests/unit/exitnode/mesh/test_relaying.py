@@ -183,6 +183,14 @@ def test_ages_arrive_as_they_were_told(age_s: float, fresh_s: float) -> None:
     assert bare.fields == ((b"etag", b'"1"'),)
 
 
+@pytest.mark.parametrize("fresh_s", [5e-324, 0.0001, 0.0004, 0.0009])
+def test_what_is_fresh_is_never_told_as_if_it_never_had_been(fresh_s: float) -> None:
+    told, _ = take_told(with_told(ResponseHead(200, ()), Told(1.0, fresh_s)))
+    assert told == Told(1.0, 0.001)
+    told, _ = take_told(with_told(ResponseHead(200, ()), Told(1.0, 0.0)))
+    assert told == Told(1.0, 0.0)
+
+
 @pytest.mark.parametrize("value", [b"", b"x", b"1", b"1 x", b"nan 1", b"1 inf", b"-1 1", b"1 -1", b"9e99 1"])
 def test_rubbish_in_its_place_is_taken_off_and_says_nothing(value: bytes) -> None:
     told, bare = take_told(ResponseHead(200, ((TOLD, value),)))
