@@ -80,6 +80,9 @@ class StubQuic:
     def get_timer(self) -> None:
         return None
 
+    def let_go(self) -> None:
+        pass
+
     def has_settled(self) -> bool:
         return True
 

@@ -210,8 +210,9 @@ class _Pipe(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost_by = exc or ConnectionResetError()
-        if self.exchange is not None:
-            self.exchange.service_lost(exc)
+        exchange, self.exchange = self.exchange, None  # no cycle is left for the garbage collector
+        if exchange is not None:
+            exchange.service_lost(exc)
 
     def pause_writing(self) -> None:
         if self.exchange is not None:

@@ -252,3 +252,4 @@ class QuicPeer(Generic[S, Q]):
             if handle is not None:
                 handle.cancel()
         self._ended_with(error)
+        self._loop.call_soon(self._quic.let_go)  # not under the library's own call

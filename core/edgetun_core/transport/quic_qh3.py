@@ -61,6 +61,7 @@ class Qh3Connection(QuicConnection):
     _is_settled = False
     _large_packets = 0
     is_resumed = False
+    _last_rtt_s: float | None = None
     _sent_packets = 0
     _received_bytes = 0
     _sent_bytes = 0
@@ -260,6 +261,16 @@ class Qh3Connection(QuicConnection):
     def has_settled(self) -> bool:
         return self._core is None or (self._core.bytes_in_flight == 0 and self.get_send_buffer_size() == 0)
 
+    def let_go(self) -> None:
+        """The packet core and the keys are memory of Rust's, some 40 KiB, that Python's garbage collector does not see."""
+        self._remote_addr, self._last_rtt_s = self.peer, self.rtt_s
+        self._core = None
+        bridge, self._tls = self._tls, None
+        if bridge is not None:
+            vars(bridge.tls).clear()  # its callbacks are methods of this connection
+            vars(bridge).clear()
+        self._session_ticket_fetcher = self._session_ticket_handler = None
+
     def end(self, code: int, reason: str) -> None:
         self.close(error_code=code, frame_type=None, reason_phrase=reason)
 
@@ -298,7 +309,7 @@ class Qh3Connection(QuicConnection):
 
     @property
     def rtt_s(self) -> float | None:
-        return None if self._core is None else self._core.smoothed_rtt
+        return self._last_rtt_s if self._core is None else self._core.smoothed_rtt
 
 
 def server_configuration(identity: ServerIdentity) -> QuicConfiguration:

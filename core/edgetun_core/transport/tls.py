@@ -57,6 +57,7 @@ class TlsLink:
         "_ended",
         "_expected",
         "_gone",
+        "_lanes",
         "_loop",
         "_peer",
         "_remote_error",
@@ -80,6 +81,7 @@ class TlsLink:
         self._loop = asyncio.get_running_loop()
         self._connections: list[LaneConnection] = []
         self._writers: list[asyncio.Transport] = []
+        self._lanes = 0
         self._peer: tuple[str, int] = ("", 0)
         self._closing = False
         self._ended = False
@@ -90,7 +92,7 @@ class TlsLink:
 
     @property
     def lanes(self) -> int:
-        return len(self._writers)
+        return self._lanes
 
     @property
     def is_closing(self) -> bool:
@@ -157,6 +159,7 @@ class TlsLink:
         self._expected += 1
         if connection.lane == REGULAR:
             self._writers.append(writer)
+            self._lanes += 1
             self._peer = peer_address(writer)
             self.opened = True
             self._user.on_open(self)
@@ -164,6 +167,7 @@ class TlsLink:
             writer.abort()
         else:
             self._writers.append(writer)
+            self._lanes += 1
 
     def received(self, lane: int, data: bytes) -> None:
         if not self._ended:
@@ -201,6 +205,7 @@ class TlsLink:
             self._end(self._remote_error)
         if self._expected == 0 and not self._gone:
             self._gone = True
+            self._writers.clear()  # 300 KiB each, which are not left to the garbage collector
             self.on_gone(self)
 
     def _drop(self) -> None:
@@ -312,6 +317,7 @@ class LaneConnection(asyncio.BufferedProtocol):
             self._link.resumed(self.lane)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
         if self._link is not None:
             self._link.lost(self, exc)
 

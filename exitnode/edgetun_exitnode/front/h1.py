@@ -73,6 +73,7 @@ class H1Connection(VisitorConnection):
         self.front.disconnected(self)
         if exchange is not None:
             exchange.visitor_left()
+            exchange.request = CLOSED  # also where it was over before: no cycle is left for the collector
 
     def pause_writing(self) -> None:
         self.write_paused = True

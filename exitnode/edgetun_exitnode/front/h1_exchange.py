@@ -343,4 +343,5 @@ class H1Exchange:
         if self.opening:
             self.cancelled = cause
         else:
-            self.request.reset(cause)
+            request, self.request = self.request, CLOSED  # no cycle, as above
+            request.reset(cause)

@@ -292,9 +292,9 @@ class H2Exchange(Stream):
             if self.mode == FREE and is_grpc(self.request_head):
                 self.put_trailers(render_trailers(build_status(error, status_of(error))))
                 self.request_done = True
-                self.request = CLOSED
             else:
                 self.break_off(Code.INTERNAL_ERROR)
+            self.request = CLOSED
         else:
             self._answer_error(error)
         self.connection.wake()
@@ -359,7 +359,8 @@ class H2Exchange(Stream):
         if self.opening:
             self.cancelled = error
         else:
-            self.request.reset(error)
+            request, self.request = self.request, CLOSED  # who is behind holds us: no cycle is left for the collector
+            request.reset(error)
 
     def _finish(self) -> None:
         """The response is complete, and in the engine's hands."""

@@ -90,7 +90,7 @@ class H3Connection(QuicPeer["H3Front", Qh3ServerConnection]):
         self.streams: dict[int, H3Exchange] = {}
         """Requests that are not over, and those whose visitor has not ended its side."""
         self.unis: dict[int, UniStream] = {}
-        self.control = Control(self)
+        self.control = Control()
         self.output = Output(quic)
         self.approved: ReceivedRequest | None = None
         self.peer = Peer("", 0, b"https", b"3")

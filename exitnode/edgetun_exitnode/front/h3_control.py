@@ -75,7 +75,7 @@ class UniStream:
                     H3_FRAME_ERROR, f"a control frame of {error.size} bytes is longer than any may be"
                 ) from None
             for frame_type, payload in frames:
-                connection.control.frame(frame_type, payload)
+                connection.control.frame(connection, frame_type, payload)
         elif self._checker is not None and data:
             connection.spend(self._checker.feed(data))
         if is_end and self.type in (CONTROL_STREAM, ENCODER_STREAM, DECODER_STREAM):
@@ -101,10 +101,9 @@ class UniStream:
 class Control:
     """What the visitor's control stream has said."""
 
-    __slots__ = ("_connection", "_goaway", "_max_push_id", "critical", "priorities", "settings")
+    __slots__ = ("_goaway", "_max_push_id", "critical", "priorities", "settings")
 
-    def __init__(self, connection: H3Connection) -> None:
-        self._connection = connection
+    def __init__(self) -> None:
         self._goaway = -1
         self._max_push_id = -1
         self.critical: set[int] = set()
@@ -113,7 +112,7 @@ class Control:
         self.priorities: dict[int, bytes] = {}
         """Updates for requests that are not here yet."""
 
-    def frame(self, kind: int, payload: bytes) -> None:
+    def frame(self, connection: H3Connection, kind: int, payload: bytes) -> None:
         """Takes a frame of the control stream. Raises H3Error."""
         if self.settings is None:
             if kind != SETTINGS:
@@ -124,7 +123,7 @@ class Control:
             raise H3Error(H3_FRAME_UNEXPECTED, "a second SETTINGS frame (RFC 9114 §7.2.4)")
         if kind in (DATA, HEADERS, PUSH_PROMISE) or kind in OF_HTTP2:
             raise H3Error(H3_FRAME_UNEXPECTED, f"a frame of type {kind:#x} on the control stream (RFC 9114 §7.2)")
-        self._connection.spend(1)
+        connection.spend(1)
         if kind == GOAWAY:
             push_id = decode_one_varint(payload, "GOAWAY")
             if 0 <= self._goaway < push_id:
@@ -139,20 +138,19 @@ class Control:
             decode_one_varint(payload, "CANCEL_PUSH")
             raise H3Error(H3_ID_ERROR, "CANCEL_PUSH of what was never promised (RFC 9114 §7.2.3)")
         elif kind == PRIORITY_UPDATE_REQUEST:
-            self._update_priority(payload)
+            self._update_priority(connection, payload)
         elif kind == PRIORITY_UPDATE_PUSH:
             push_id, _end = decode_varint(payload)
             if push_id < 0:
                 raise H3Error(H3_FRAME_ERROR, "a PRIORITY_UPDATE frame without an id (RFC 9218 §7.2)")
             raise H3Error(H3_ID_ERROR, "a priority for what was never promised (RFC 9218 §7.2)")
 
-    def _update_priority(self, payload: bytes) -> None:
+    def _update_priority(self, connection: H3Connection, payload: bytes) -> None:
         sid, end = decode_varint(payload)
         if sid < 0:
             raise H3Error(H3_FRAME_ERROR, "a PRIORITY_UPDATE frame without an id (RFC 9218 §7.2)")
         if sid & 3:
             raise H3Error(H3_ID_ERROR, "a priority for a stream that is no request (RFC 9218 §7.2)")
-        connection = self._connection
         value = payload[end:]
         stream = connection.streams.get(sid)
         if stream is not None:

@@ -49,6 +49,7 @@ class Packets:
         return None
 
     def handle_timer(self, now: float) -> None: ...
+    def let_go(self) -> None: ...
 
 
 class Socketless:
