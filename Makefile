@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PURE   := tests/unit tests/golden tests/fuzz
 SETUP  := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
@@ -24,7 +25,8 @@ demo: $(SETUP)  ## Put a real local server behind 10,000 visitors, and print wha
 	@$(BIN)/edgetun demo
 
 test: $(SETUP)  ## Run every test, the quick ones first (the first time with Go there: 15 minutes more, for a Kubernetes)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PURE); pure=$$?; \
+	 $(BIN)/python -m pytest $(addprefix --ignore=,$(PURE)) && exit $$pure
 
 test-unit: $(SETUP)  ## Run the tests of pure logic: seconds
 	@$(BIN)/python -m pytest -q tests/unit tests/golden

@@ -6,7 +6,9 @@ every `LEASE_EVERY_S`. Nothing is written per heartbeat or per request, and an A
 be there is remembered, and written when it is back.
 
 An agent may register at one replica and have its sessions at nodes that follow others. So each replica writes what it knows: the
-spec when it saw the registration, of the status its own nodes, and it leaves the nodes of others as it finds them.
+spec when it saw the registration, of the status its own nodes, and it leaves the nodes of others as it finds them. Where the agent is placed
+is written once per registration, by who saw it and under a name of its own, so that no later write of another replica, which may not have
+heard of it yet, takes it back.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ MOST_TUNNELS: Final = 256
 MOST_NODES: Final = 16
 MOST_PLACED: Final = 512
 """Characters."""
+PLACEMENT_MANAGER: Final = f"{MANAGER}-placement"
 
 Shown = Callable[[str, dict[ExitNodeName, Endpoint], frozenset[str]], None]
 
@@ -68,6 +71,8 @@ class _Entry:
     pool: str = ""
     region: str = ""
     placed: str = ""
+    has_been_placed: bool = False
+    """Here, and the resource does not say so yet."""
     rtt_s: float = 0.0
     sessions: dict[str, tuple[FollowingNode, SessionInfo]] = field(default_factory=dict)
     written: Object | None = None
@@ -152,6 +157,7 @@ class AgentBook(SilentFleetListener):
         entry.services = services[:MOST_TUNNELS]
         entry.software = request.software[:128]
         entry.placed = placed.placed[:MOST_PLACED]
+        entry.has_been_placed = True
         first = placed.placed.partition(",")[0]
         entry.pool, _, entry.region = first.partition("/")
         if placed.rtt_s is not None:
@@ -203,8 +209,12 @@ class AgentBook(SilentFleetListener):
         if key is None or entry is None or change.new is None or entry.written is None:
             return
         before, now = ((one or {}).get("status") or {} for one in (change.old, change.new))
-        if now.get("placed") != before.get("placed") and key not in self._dirty:
-            entry.placed = str(now.get("placed") or "")  # it has registered anew, at another replica
+        if now.get("placed") != before.get("placed") and not entry.has_been_placed:
+            where = str(now.get("placed") or "")
+            if where != entry.placed:  # it has registered anew, at another replica
+                entry.placed = where
+                entry.written = None
+                self._mark(*key)
         shown = set(now.get("nodes") or ())
         ours = {node.name.node for node, _ in entry.sessions.values()}
         if len(shown) < MOST_NODES and (not ours <= shown or shown & (entry.nodes_told - ours)):
@@ -258,13 +268,19 @@ class AgentBook(SilentFleetListener):
         # Our copy may be behind; what is missed so, `_agent_changed` mends when the watch brings it.
         stands = self._agents.get(entry.name, entry.token.namespace)
         wanted = self._wanted(entry, ((stands or {}).get("status") or {}))
-        if stands is not None and entry.written is not None and _without_rtt(entry.written) == _without_rtt(wanted):
+        is_said = entry.written is not None and _without_rtt(entry.written) == _without_rtt(wanted)
+        if stands is not None and is_said and not entry.has_been_placed:
             return
         if stands is None or entry.has_registered:
             stands = await self._write_spec(entry, wanted["spec"])
             if stands is None:
                 return  # the token is gone, and its agents go with it
         entry.uid = stands["metadata"]["uid"]
+        if entry.has_been_placed:
+            where = entry.placed
+            if where != ((stands.get("status") or {}).get("placed") or ""):
+                await self._cluster.apply_status(AGENT, stands, {"placed": where}, manager=PLACEMENT_MANAGER)
+            entry.has_been_placed = entry.placed != where
         if entry.sessions or entry.nodes_told or not stands.get("status"):
             status = wanted["status"]
             status["observedGeneration"] = stands["metadata"].get("generation") or 0
@@ -344,8 +360,6 @@ class AgentBook(SilentFleetListener):
             "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else str(shown.get("rtt") or ""),
             "sessions": len(sessions) + len(others),
         }
-        if placed := entry.placed or str(shown.get("placed") or ""):
-            status["placed"] = placed
         since = [timestamp(min(info.since for info in sessions))] if sessions else []
         if others and shown.get("since"):
             since.append(str(shown["since"]))
@@ -446,7 +460,8 @@ class AgentBook(SilentFleetListener):
             conditions = self._conditions(False, agent)
             nobody: Object = {"sessions": 0, "nodes": [], "relays": [], "serves": [], "transport": ""}
             now_gone = {**status, **nobody, "conditions": conditions}
-            now_gone.pop("since", None)
+            for name in ("since", "placed"):
+                now_gone.pop(name, None)
             await self._cluster.apply_status(AGENT, agent, now_gone, manager=MANAGER)
             self.writes_total += 1
 

@@ -1,0 +1,101 @@
+"""Two replicas of control write one agent's status, on a real API server: neither takes back what the other knows better."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from edgetun_cluster.client import Cluster
+from edgetun_cluster.connection import connect
+from edgetun_cluster.kinds import AGENT, Key, Object
+from edgetun_control.agents import GATHER_S, AgentBook, agent_name
+from edgetun_control.exits.fleet import FollowingNode
+from edgetun_control.placement import Placed
+from edgetun_control.stores.kubernetes import KubernetesStore
+from edgetun_core.control_stream import NodeHello, SessionInfo
+from edgetun_core.credentials import TokenRecord
+from edgetun_core.enrollment import EnrollRequest
+from edgetun_core.fleet_identity import ExitNodeName
+from support.cluster import ControlPlane
+from support.operator import crds, token
+from support.waiting import eventually
+
+TOKEN = TokenRecord("token-id", "hash")
+REQUEST = EnrollRequest("laptop")
+
+
+class OneToken:
+    """As much of a store as the book asks for."""
+
+    def __init__(self, obj: Object) -> None:
+        self._key = Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        self.tokens = self
+
+    def get(self, name: str, namespace: str) -> None:
+        """Nothing is remembered of it, so the API server is asked."""
+
+    def key_of_token(self, token_id: str) -> Key | None:
+        return self._key
+
+    def note_sessions_token(self, token_id: str) -> bool:
+        return True
+
+
+@contextlib.asynccontextmanager
+async def replica(kubeconfig: Path, obj: Object) -> AsyncIterator[AgentBook]:
+    async with Cluster(await connect(kubeconfig)) as api:
+        book = AgentBook(api, cast("KubernetesStore", OneToken(obj)))
+        book.start()
+        try:
+            yield book
+        finally:
+            await book.close()
+
+
+def exit_node(region: str) -> FollowingNode:
+    hello = NodeHello("default", region, f"exit-{region}")
+    nothing: Any = None
+    return FollowingNode(ExitNodeName("default", region, f"exit-{region}"), hello, nothing, nothing, nothing)
+
+
+def session(name: str) -> SessionInfo:
+    return SessionInfo(name, "laptop", TOKEN.id, "quic", time.time(), tunnels=("team/shop",))
+
+
+@pytest.mark.parametrize("moved_by", ["the other", "the same"])
+async def test_where_an_agent_was_placed_last_stands(
+    cluster: ControlPlane, kubeconfig: Path, namespace: str, moved_by: str
+) -> None:
+    await asyncio.to_thread(cluster.install_crds, crds())
+    made = cluster.client.apply(token(namespace, "laptops"))
+    async with replica(kubeconfig, made) as first, replica(kubeconfig, made) as second:
+        name = agent_name(made["metadata"]["name"], "laptop")
+
+        def status() -> dict[str, Any]:
+            found = cluster.client.get(AGENT.api_version, AGENT.kind, name, namespace) or {}
+            return found.get("status") or {}
+
+        first.registered(REQUEST, TOKEN, ("team/shop",), Placed((), placed="default/eu"))
+        first.session_opened(exit_node("eu"), session("a"))
+        await eventually(lambda: status().get("nodes") == ["exit-eu"])
+        assert status()["placed"] == "default/eu"
+
+        mover, other = (second, first) if moved_by == "the other" else (first, second)
+        mover.registered(REQUEST, TOKEN, ("team/shop",), Placed((), placed="default/us"))
+        mover.session_opened(exit_node("us"), session("b"))
+        # The other has something to write when it hears of that, and writes after it.
+        await asyncio.sleep(0.6 * GATHER_S)
+        other.session_opened(exit_node("ap"), session("c"))
+        await eventually(lambda: status().get("nodes") == ["exit-ap", "exit-eu", "exit-us"])
+        await eventually(lambda: status().get("region") == "us")
+        assert status()["placed"] == "default/us"
+        await asyncio.sleep(2 * GATHER_S)  # nobody writes back what was
+        assert status()["placed"] == "default/us"
+        assert status()["region"] == "us"
+        assert {agent.placed for book in (first, second) for agent in book.whereabouts()} == {frozenset({"default/us"})}
