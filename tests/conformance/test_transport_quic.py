@@ -284,6 +284,24 @@ async def test_a_stream_that_is_no_lane_ends_the_link(place: Place, stream: int,
     assert isinstance(far.error, ProtocolError)
 
 
+async def test_packets_that_cannot_be_made_any_more_end_the_link_in_order(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    await place.listen()
+    near, far = await place.pair()
+
+    def stuck(now: float, send: object) -> None:
+        del near.link._quic.transmit  # the farewell needs no stream frame
+        raise SessionLost("a frame is too large for every packet")
+
+    near.link._quic.transmit = stuck
+    near.link.write(0, b"x")
+    await eventually(lambda: near.closed and far.closed)
+    assert isinstance(near.error, SessionLost)
+    assert isinstance(far.error, SessionLost)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_lane_that_ends_ends_the_link(place: Place) -> None:
     await place.listen()
     near, far = await place.pair()

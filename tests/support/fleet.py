@@ -29,10 +29,6 @@ PATIENCE_S = 150.0
 """With what a start waits for: a busy machine takes a minute for what takes a second."""
 
 ALARM = re.compile(r"Traceback \(most recent call last\)|never retrieved|Error handling request")
-SURVIVED = re.compile(
-    r"quic: qh3 tripped over datagrams of [^\n]*\nTraceback .*?\n\w+: packet builder capacity exhausted\n", re.DOTALL
-)
-"""A fault of the QUIC library, seen now and then after a black hole or a pause: it ends the one session, which the agent opens anew."""
 
 
 class Member:
@@ -119,9 +115,8 @@ class Member:
             code = run.process.poll()
             if code is not None and run not in self._expected and code not in excused:
                 found.append(f"{self.name} ended by itself with {code}; it said: {run.said[-2000:]}")
-            said = SURVIVED.sub("", run.said)
-            if alarm := ALARM.search(said):
-                found.append(f"{self.name} said:\n{said[max(0, alarm.start() - 500) : alarm.start() + 5000]}")
+            if alarm := ALARM.search(run.said):
+                found.append(f"{self.name} said:\n{run.said[max(0, alarm.start() - 500) : alarm.start() + 5000]}")
         return found
 
     def close(self) -> None:

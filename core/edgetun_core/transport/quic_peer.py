@@ -164,6 +164,9 @@ class QuicPeer(Generic[S, Q]):
         quic = self._quic
         try:
             self._send_all()
+        except SessionLost as error:
+            self.fail(error)
+            return
         except Exception as error:  # noqa: BLE001 - as above
             self._tripped(error)
             return
@@ -241,7 +244,10 @@ class QuicPeer(Generic[S, Q]):
             error = SessionLost(f"QUIC error {ended.code:#x} ({ended.reason or 'no reason given'})")
         self.ended_by = ended
         # A library that found the error itself still has to tell the peer.
-        self._quic.transmit(time.monotonic(), self._send_farewell)
+        try:
+            self._quic.transmit(time.monotonic(), self._send_farewell)
+        except Exception:
+            log.exception("quic: %s could not answer the end of %s", self.engine, self.peer_address)
         self._finish(error)
 
     def _finish(self, error: EdgetunError | None) -> None:

@@ -19,6 +19,7 @@ from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 from qh3.quic.packet import QuicProtocolVersion
 
+from edgetun_core.errors import SessionLost
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport.link import ALPN
 from edgetun_core.transport.path_mtu import BlackHole
@@ -35,6 +36,7 @@ from edgetun_core.transport.quic_connection import (
     Ended,
     Sink,
 )
+from edgetun_core.transport.quic_qh3_shrink import Shrink
 from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
@@ -45,6 +47,11 @@ JOIN_FROM_EVENTS: Final = 64
 
 PACKETS_TAKEN: Final = 2
 """Where the packet core's report has the number of packets that were authentic."""
+
+NO_ROOM: Final = "packet builder capacity exhausted"
+"""The packet core's word for a frame that fits no packet that may be sent now. It keeps the frame and its place."""
+POLLS_WITHOUT_ROOM: Final = 4
+"""So often in a row before the connection is given up: an address that is not validated yet has room for little, the others have more."""
 
 
 class Qh3Connection(QuicConnection):
@@ -59,6 +66,7 @@ class Qh3Connection(QuicConnection):
 
     _is_capped = False
     _is_settled = False
+    _shrink: Shrink | None = None
     _large_packets = 0
     is_resumed = False
     _last_rtt_s: float | None = None
@@ -91,17 +99,22 @@ class Qh3Connection(QuicConnection):
         if self._is_client:
             core.receive_gro_buffer(data, segment, address, now)
         else:
-            if not self._is_settled:  # until here the library followed the peer by itself
-                self._is_settled = True
-                if self._told != core.active_path[2]:
-                    self._told = core.active_path[2]
-                    self._where = PeerAddress(self._told)
+            if not self._is_settled:
+                self._settle()
             report = core.receive_gro_buffer(data, segment, self._told, now)
             if report[PACKETS_TAKEN] and (self._where.is_proving or address != self._where.current):
                 probe = self._where.heard(address, len(data), now)
                 if probe:
                     core.send_ping(probe)
         self._drain_core()
+
+    def _settle(self) -> None:
+        """Goes on from where the library followed the peer to by itself."""
+        assert self._core is not None
+        self._is_settled = True
+        if self._told != self._core.active_path[2]:
+            self._told = self._core.active_path[2]
+            self._where = PeerAddress(self._told)
 
     def pump(self, sink: Sink) -> None:
         waiting = self._events
@@ -147,7 +160,7 @@ class Qh3Connection(QuicConnection):
     def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
         if self._core is None:
             return
-        poll = self._core.poll_transmit
+        poll = self._poll
         if self._held or not (self._handshake_complete or self._is_client):
             self._transmit_limited(now, send)
             return
@@ -171,6 +184,25 @@ class Qh3Connection(QuicConnection):
             core = self._core
             if self._hole.is_there(self._large_packets, core.loss_total, core.smoothed_rtt or 0.0, now):
                 self._cap()
+
+    def _poll(self, now: float) -> tuple[bytes, Address] | None:
+        """The packet core's next datagram. Raises SessionLost when it can make none any more."""
+        core, shrink = self._core, self._shrink
+        assert core is not None
+        for _ in range(POLLS_WITHOUT_ROOM):
+            try:
+                if shrink is None:
+                    return cast("tuple[bytes, Address] | None", core.poll_transmit(now))
+                datagram, is_safe = shrink.poll(core, now)
+            except RuntimeError as error:
+                if str(error) != NO_ROOM:
+                    raise
+                continue
+            if is_safe:
+                self._shrink = None
+                self._lower()
+            return datagram
+        raise SessionLost("the QUIC library has a frame that is too large for every packet")
 
     def _first_flight(self, datagram: bytes) -> bytes:
         """An Initial packet's datagram made as large as packets are to be, so that it tries the path; the library fills it to 1,200 only.
@@ -204,18 +236,25 @@ class Qh3Connection(QuicConnection):
             self._cap()
 
     def _cap(self) -> None:
+        """Goes on with the smallest packets as soon as no frame waits that was cut for larger ones."""
+        if self._transport_parameters_applied:
+            self._is_capped = True
+            if self._handshake_complete:
+                self._shrink = Shrink(self._core)
+            else:  # what there is until then is cut for the smallest packets
+                self._lower()
+
+    def _lower(self) -> None:
         """The library lowers its packets' size to what the peer says it takes, whenever it says so."""
         parameters = None if self._tls is None else self._tls.remote_transport_parameters
-        if parameters is not None and self._transport_parameters_applied:
-            self._is_capped = True
-            parameters.max_udp_payload_size = SMALLEST_PACKET_BYTES
-            self._applied_transport_parameters = None
-            self._drain_tls()
+        assert parameters is not None
+        parameters.max_udp_payload_size = SMALLEST_PACKET_BYTES
+        self._applied_transport_parameters = None
+        self._drain_tls()
 
     def _transmit_limited(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
         """At most three times what came in; the rest is held until more comes, or the handshake is through."""
-        assert self._core is not None
-        while (polled := self._core.poll_transmit(now)) is not None:
+        while (polled := self._poll(now)) is not None:
             self._held.append((polled[0], polled[1]))
         while self._held:
             size = len(self._held[0][0])

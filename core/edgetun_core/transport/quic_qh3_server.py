@@ -133,7 +133,7 @@ class Qh3ServerConnection(Qh3Connection):
     """One connection. `server_name` is known when the first event is told."""
 
     _is_capped = True
-    """Its packets' size stays: the library follows a visitor to another address only while that is as it was at first."""
+    """Its packets' size stays: the library follows a visitor to another host only while that is as it was at first."""
 
     def __init__(self, server: Server, configuration: QuicConfiguration, first: FirstContact) -> None:
         super().__init__(
@@ -212,12 +212,13 @@ class Qh3ServerConnection(Qh3Connection):
         return found
 
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
-        if not self._handshake_complete:
+        """Another port of the same host is followed at once. Another host answers the library's PATH_CHALLENGE first: unlike an
+        acknowledgement, that answer cannot be made up by a visitor who has packets sent to somebody else."""
+        if not self._handshake_complete or address[0] == self._where.current[0]:
             super().take(data, segment, address, now)
-        elif len(data) <= segment:
-            self._core.receive_datagram(data, address, now)  # type: ignore[union-attr]
-        else:
-            self._core.receive_gro_buffer(data, segment, address, now)  # type: ignore[union-attr]
+            return
+        self._core.receive_gro_buffer(data, segment, address, now)  # type: ignore[union-attr]
+        self._settle()
 
     def _drain_core(self) -> None:
         if not self._handshake_complete:
