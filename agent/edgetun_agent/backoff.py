@@ -15,6 +15,8 @@ MOST_S: Final = 30.0
 STABLE_S: Final = 60.0
 AWAY_LEAST_S: Final = 0.5
 AWAY_SHARE: Final = 0.05
+DRAIN_SHARE: Final = 0.1
+DRAIN_MOST_S: Final = 1.0
 REFUSED_LEAST_S: Final = 30.0
 REFUSED_MOST_S: Final = 300.0
 """After a refusal that the same hello cannot change: slow, but not never, since somebody may mend it at the other end."""
@@ -28,6 +30,11 @@ def decide_delay_s(attempt: int, chance: float) -> float:
 def decide_away_delay_s(away_s: float, chance: float) -> float:
     """The delay while nobody listens where the exit node was: a share of the time it has been away for."""
     return chance * min(MOST_S, max(AWAY_LEAST_S, AWAY_SHARE * away_s))
+
+
+def decide_drained_delay_s(deadline_s: float, chance: float) -> float:
+    """The delay before a session in place of one that drains: many are told so in the same moment, and none is in a hurry."""
+    return chance * min(DRAIN_MOST_S, DRAIN_SHARE * deadline_s)
 
 
 def decide_refused_delay_s(attempt: int, retry_after_s: float, chance: float) -> float:

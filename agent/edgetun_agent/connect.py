@@ -16,7 +16,7 @@ from time import monotonic
 
 import msgspec
 
-from edgetun_agent.backoff import Backoff
+from edgetun_agent.backoff import Backoff, decide_drained_delay_s
 from edgetun_agent.dialling import AgentSession, Attempt
 from edgetun_agent.endpoints import Failures, decide_crowded, decide_endpoint
 from edgetun_agent.lossy import LossMemory
@@ -229,6 +229,10 @@ class Agent:
         used = [other.endpoint for other in self._slots if other is not slot and other.endpoint is not None]
         failures, leaving = self._failures.counts(monotonic()), self._leaving()
         return decide_endpoint(self.endpoints, used, failures, leaving, wants_spare=self._wants_spare(slot))
+
+    def is_offered(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint that was chosen a moment ago is still one to connect to."""
+        return endpoint in self.endpoints and endpoint not in self._leaving()
 
     def _wants_spare(self, slot: _Slot) -> bool:
         """The last of several sessions goes to the spare region, where control gave one."""
@@ -497,6 +501,8 @@ class _Slot:
         self.session: AgentSession | None = None
         """What it holds; none while it connects."""
         self.hurry = asyncio.Event()
+        self._chosen: Endpoint | None = None
+        """Where the next session goes, when that is settled already."""
         self._backoff = Backoff()
 
     async def run(self) -> None:
@@ -516,7 +522,10 @@ class _Slot:
         """A session, however long it takes."""
         agent = self._agent
         while True:
-            endpoint = self.endpoint = agent.choose_endpoint(self)
+            chosen, self._chosen = self._chosen, None
+            if chosen is None or not agent.is_offered(chosen):
+                chosen = agent.choose_endpoint(self)
+            endpoint = self.endpoint = chosen
             attempt: Attempt | None = None
             try:
                 attempt = agent.attempt(endpoint, self.session_id)
@@ -556,11 +565,11 @@ class _Slot:
                 log.info("opening the session to %s anew: %s", session.endpoint.host, session.leaving_for)
             else:
                 log.info("%s is going away, connecting elsewhere", session.endpoint.host)
-                agent.drained(session.endpoint)
+                await self._drained(session)
             self.session_id = secrets.token_hex(16)
             return session
         if session.is_draining:
-            agent.drained(session.endpoint)
+            await self._drained(session)
             return None
         agent.lost(session)
         error = session.error
@@ -572,6 +581,15 @@ class _Slot:
             delay_s = self._backoff.lost(monotonic(), agent.chance())
         await self._pause(delay_s)
         return None
+
+    async def _drained(self, session: AgentSession) -> None:
+        """All agents of an exit node hear at once that it drains. Who has another session takes its time, so that they spread out."""
+        agent = self._agent
+        agent.drained(session.endpoint)
+        if agent.is_connected:
+            # Chosen now: what the exit node said of itself is forgotten with its session, which may end before the wait does.
+            self._chosen = self.endpoint = agent.choose_endpoint(self)
+            await self._pause(decide_drained_delay_s(session.drains_within_s, agent.chance()))
 
     async def _until_over_or_better(self, session: AgentSession) -> AgentSession | None:
         """Waits for the session's end or drain; while it is not on QUIC, looks now and then whether something better works by now."""

@@ -54,7 +54,10 @@ class CredentialKeeper:
         return self._wall_clock() - self._since >= self._current.expires_in_s
 
     def renew_soon(self) -> None:
-        """Asks for a renewal now, as when an exit node says that the credential has ended."""
+        """Asks for a renewal now, as when an exit node says that the credential has ended.
+
+        While one is being made it is that one: control is not asked again at its end, nor sooner when it fails.
+        """
         self._hurry.set()
 
     async def run(self) -> None:
@@ -77,14 +80,15 @@ class CredentialKeeper:
     async def _renew(self) -> None:
         attempt = 0
         while True:
-            self._hurry.clear()
             try:
                 renewed = await self._ask_again()
             except EdgetunError as error:
+                self._hurry.clear()
                 self._on_failed(error)
                 await self._hurried(decide_retry_delay_s(attempt, self._rng))
                 attempt += 1
             else:
+                self._hurry.clear()
                 self._current = renewed
                 self._since = self._wall_clock()
                 self._on_renewed(renewed)

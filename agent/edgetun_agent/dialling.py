@@ -55,6 +55,8 @@ class AgentSession:
         self.opened_at = 0.0
         """Monotonic seconds; 0 before the welcome."""
         self.is_draining = False
+        self.drains_within_s = 0.0
+        """The deadline of the drain, from when it was heard of."""
         self.leaving_for = ""
         """Why the agent itself wants another session in its place."""
         self.is_lossy: bool | None = None
@@ -76,6 +78,7 @@ class AgentSession:
     def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
         if runner is self.runner:
             self.is_draining = True
+            self.drains_within_s = deadline_s
             self._tell()
 
     def on_session_closed(self, runner: SessionRunner, error: EdgetunError | None) -> None:

@@ -24,7 +24,9 @@ from edgetun_core.transport.way import Way
 log = logging.getLogger("edgetun.agent")
 
 CUT_OFF_S: Final = (10.0, 20.0)
-"""How long an agent without any session waits before it asks control anew where to go; a range, so that many do not ask at once."""
+"""How long an agent without any session waits before it asks control anew where to go; a range, so that many do not ask at once.
+Its upper end doubles with every time that it asked in vain, `CUT_OFF_DOUBLINGS` times at most."""
+CUT_OFF_DOUBLINGS: Final = 2
 
 WATCH_AGAIN_S: Final = (5.0, 20.0)
 """How long after a failure control is watched again; twice and then four times as long when that fails too, since a control that has as many
@@ -119,8 +121,14 @@ async def renew_while_cut_off(is_connected: Callable[[], bool], renew_soon: Call
     """An agent whose exit nodes are all gone asks control where to go now. Runs until it is cancelled."""
     rng = random.Random()  # noqa: S311 - jitter, not a secret
     cut_off = False
+    asked = 0
     while True:
-        await asyncio.sleep(rng.uniform(*CUT_OFF_S))
-        if not is_connected() and cut_off:
+        least_s, most_s = CUT_OFF_S
+        await asyncio.sleep(rng.uniform(least_s, most_s * 2 ** min(asked, CUT_OFF_DOUBLINGS)))
+        if is_connected():
+            cut_off, asked = False, 0
+        elif cut_off:
+            asked += 1
             renew_soon()
-        cut_off = not is_connected()
+        else:
+            cut_off = True

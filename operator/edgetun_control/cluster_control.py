@@ -10,7 +10,6 @@ from typing import Any, Final
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.informer import Change
 from edgetun_cluster.system_secrets import EXIT_NODE_AUDIENCE
-from edgetun_control.accepting import PacedListener
 from edgetun_control.agents import AgentBook
 from edgetun_control.control import Control, ControlSettings
 from edgetun_control.exits.fleet import Fleet
@@ -23,6 +22,7 @@ from edgetun_control.publish_fleet import FleetPublisher
 from edgetun_control.regions import ClusterRegions
 from edgetun_control.server import ControlEntrance, build_app
 from edgetun_control.stores.kubernetes import KubernetesStore, Seen
+from edgetun_core.accepting import PacedListener
 from edgetun_core.api.exitpool import ExitPool
 from edgetun_core.api.streams import numbers
 from edgetun_core.errors import AddressUnavailable

@@ -128,6 +128,24 @@ async def test_connections_that_say_nothing_are_bounded_and_dropped(
     await place.pair()
 
 
+async def test_links_that_come_all_at_once_are_let_in_a_few_at_a_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_listen, "MOST_HANDSHAKES", 3)
+    monkeypatch.setattr(tls_listen, "DAWDLING_S", 60.0)  # a machine under load is not taken for a client that dawdles
+    await place.listen(handshake_timeout_s=60.0)
+    server = place.listener._server
+    dialled = asyncio.gather(*(place.dial() for _ in range(20)))
+    most = 0
+    while not dialled.done():
+        most = max(most, len(server._shaking))
+        await asyncio.sleep(0)
+    await dialled
+    assert 1 <= most <= 3
+    await eventually(lambda: place.listener.links == 20)
+    assert server.refused_total == place.listener.refused == 0
+
+
 async def test_a_preamble_of_another_kind_is_refused(place: Place) -> None:
     await place.listen()
     stranger = await RawConnection.open(place)

@@ -1,6 +1,6 @@
 """Listening for TLS links: joins connections into links, and hands connections of other protocols on.
 
-Bounds: at most `MAX_UNJOINED` connections wait for their preamble or their lane 0, each for `JOIN_TIMEOUT_S` at most; at
+Bounds: `MOST_HANDSHAKES` at a time, the others wait their turn; at most `MAX_UNJOINED` connections wait for their preamble or their lane 0, each for `JOIN_TIMEOUT_S` at most; at
 most `max_links` links stand. One more is dropped, or told so.
 """
 
@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Final, cast
 
+from edgetun_core.accepting import PacedListener
 from edgetun_core.errors import Draining, EdgetunError, LimitExceeded, ProtocolError
 from edgetun_core.pki import ServerIdentity
 from edgetun_core.transport.failures import describe_listen_error
@@ -30,6 +31,11 @@ from edgetun_core.transport.tls import (
     tune,
 )
 
+MOST_HANDSHAKES: Final = 64
+DAWDLING_S: Final = 0.25
+"""Agents are far away too: this and `MOST_HANDSHAKES` let in 256 a second of the slowest of them."""
+PATIENCE: Final = 0.8
+"""The share of a handshake's time that a connection may wait for its turn: the dialler's clock has been running since it came."""
 MAX_UNJOINED: Final = 256
 """Connections per listener that wait for their preamble or for their lane 0; one more is dropped at once."""
 JOIN_TIMEOUT_S: Final = 5.0
@@ -62,7 +68,7 @@ class TlsListener:
         self._links: dict[bytes, TlsLink] = {}
         self._unjoined: dict[_AcceptedConnection, None] = {}
         self._early_bulk: dict[bytes, _AcceptedConnection] = {}
-        self._server: asyncio.Server | None = None
+        self._server: PacedListener | None = None
         self._closing = False
         self._all_gone: asyncio.Future[None] | None = None
 
@@ -76,21 +82,21 @@ class TlsListener:
         entrance.minimum_version = ssl.TLSVersion.TLSv1_3
         entrance.set_alpn_protocols(list(self._alpn))
         entrance.sni_callback = self._choose_context
+        server = PacedListener(
+            lambda: _AcceptedConnection(self),
+            entrance,
+            most_handshakes=MOST_HANDSHAKES,
+            dawdling_s=DAWDLING_S,
+            patience_s=PATIENCE * handshake_timeout_s,
+            handshake_timeout_s=handshake_timeout_s,
+            shutdown_timeout_s=CLOSE_TIMEOUT_S,
+        )
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: _AcceptedConnection(self),
-                host,
-                port,
-                ssl=entrance,
-                ssl_handshake_timeout=handshake_timeout_s,
-                ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
-                reuse_port=reuse_port or None,
-                backlog=1024,
-            )
+            await server.start(host, port, reuse_port=reuse_port)
         except OSError as error:
             raise describe_listen_error(error, host, port, "TCP") from error
-        address = self._server.sockets[0].getsockname()
-        self.host, self.port = address[0], address[1]
+        self._server = server
+        self.host, self.port = server.host, server.port
 
     def _choose_context(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
         chosen = self._select_context(name) if self._select_context is not None else None
@@ -153,7 +159,7 @@ class TlsListener:
     async def close(self) -> None:
         self._closing = True
         if self._server is not None:
-            self._server.close()
+            await self._server.close()
         for connection in list(self._unjoined):
             connection.drop()
         if self._links:

@@ -302,6 +302,46 @@ async def test_a_draining_exit_node_is_left_after_another_session_is_open(
             await origins.close()
 
 
+class Late(random.Random):
+    """The last moment of every jitter."""
+
+    def random(self) -> float:
+        return 0.999
+
+
+async def test_agents_with_another_session_leave_what_drains_spread_out(
+    authority: DevelopmentCA, identity: ServerIdentity
+) -> None:
+    async with (
+        edge(identity, "tls", name="old") as old,
+        edge(identity, "tls", name="new") as new,
+        agent_of(authority, old.endpoint(), new.endpoint(), rng=Late()) as agent,
+    ):
+        await eventually(lambda: old.open and new.open and len(agent.sessions) == 2)
+        began = time.monotonic()
+        old.open[0].drain(4.0, "a new version is being rolled out")
+        await eventually(lambda: len(new.open) == 2)
+        assert time.monotonic() - began >= 0.35, "a tenth of the deadline"
+        assert agent.counters.reconnects == 0
+
+
+async def test_an_agent_whose_only_session_drains_does_not_wait(
+    authority: DevelopmentCA, identity: ServerIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(connect_module, "decide_drained_delay_s", lambda *_: waits.append(1.0) or 1.0)
+    async with (
+        edge(identity, "tls", name="old") as old,
+        edge(identity, "tls", name="new") as new,
+        agent_of(authority, old.endpoint(), new.endpoint(), sessions=1) as agent,
+    ):
+        await eventually(lambda: old.open or new.open)
+        leaving, other = (old, new) if old.open else (new, old)
+        leaving.open[0].drain(60.0, "a new version is being rolled out")
+        await eventually(lambda: other.open and agent.is_connected)
+        assert waits == []
+
+
 async def test_a_node_that_drains_and_comes_back_is_used_again(
     authority: DevelopmentCA, identity: ServerIdentity
 ) -> None:

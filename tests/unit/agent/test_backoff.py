@@ -14,6 +14,7 @@ from edgetun_agent.backoff import (
     Backoff,
     decide_away_delay_s,
     decide_delay_s,
+    decide_drained_delay_s,
     decide_refused_delay_s,
 )
 
@@ -75,6 +76,14 @@ def test_where_nobody_listens_the_agent_is_back_within_a_twentieth_of_the_time_a
     delay = decide_away_delay_s(away_s, chance)
     assert 0 <= delay <= min(MOST_S, max(AWAY_LEAST_S, AWAY_SHARE * away_s))
     assert decide_away_delay_s(away_s, 0.0) == 0, "the jitter is full"
+
+
+@given(st.floats(min_value=0, max_value=1e7), chances)
+def test_what_drains_is_left_within_a_tenth_of_its_deadline_and_a_second(deadline_s: float, chance: float) -> None:
+    assert 0 <= decide_drained_delay_s(deadline_s, chance) <= min(1.0, 0.1 * deadline_s)
+    assert decide_drained_delay_s(deadline_s, 0.0) == 0, "the jitter is full"
+    assert decide_drained_delay_s(60.0, 0.5) == 0.5
+    assert decide_drained_delay_s(2.0, 0.5) == 0.1
 
 
 def test_the_time_away_begins_with_the_loss_of_the_session_and_ends_with_the_next() -> None:

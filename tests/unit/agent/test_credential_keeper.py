@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 
 from edgetun_agent import credential_keeper
 from edgetun_agent.credential_keeper import RETRY_FIRST_S, RETRY_MOST_S, CredentialKeeper, decide_retry_delay_s
@@ -81,6 +82,45 @@ async def test_failures_are_reported_and_tried_again_while_the_old_one_stays():
         keeper.renew_soon()  # the network came back: no need to wait out the delay
         await until(lambda: renewed)
         assert failed == [failure]
+
+
+async def test_a_wish_for_a_renewal_while_one_is_made_is_that_one():
+    asked, answered = [], asyncio.Event()
+
+    async def ask_again():
+        asked.append(len(asked))
+        await answered.wait()
+        return enrollment("b")
+
+    keeper = CredentialKeeper(enrollment("a"), ask_again)
+    running = asyncio.create_task(keeper.run())
+    keeper.renew_soon()
+    await until(lambda: asked)
+    keeper.renew_soon()
+    answered.set()
+    await until(lambda: keeper.current().credential == "b")
+    await asyncio.sleep(0.05)
+    assert asked == [0]
+    keeper.renew_soon()
+    await until(lambda: len(asked) == 2)
+    running.cancel()
+
+
+async def test_a_wish_while_a_renewal_fails_does_not_shorten_the_wait_for_the_next():
+    asked = []
+
+    async def ask_again():
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            keeper.renew_soon()
+            raise UpstreamUnreachable("https://a cannot be reached")
+        return enrollment("b")
+
+    keeper = CredentialKeeper(enrollment("a", 0.0), ask_again, rng=random.Random(1))
+    running = asyncio.create_task(keeper.run())
+    await until(lambda: len(asked) >= 2)
+    running.cancel()
+    assert asked[1] - asked[0] >= 0.9 * RETRY_FIRST_S / 4
 
 
 def test_retries_are_spread_between_a_moment_and_a_minute():

@@ -1,4 +1,4 @@
-"""Watching control: again after a failure, and less often while it goes on failing."""
+"""Watching control, and asking it anew without any session: less often while that is in vain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from edgetun_agent import placing as placing_module
 from edgetun_agent.control_client import ControlUnreachable
 from edgetun_agent.enroll import Enrollment
-from edgetun_agent.placing import Placing
+from edgetun_agent.placing import CUT_OFF_S, Placing, renew_while_cut_off
 from edgetun_core.enrollment import EnrollRequest
 from edgetun_core.pki import Trust
 
@@ -56,3 +56,32 @@ async def test_an_answer_ends_that_and_is_followed_by_the_next_question_at_once(
 ) -> None:
     answers = iter([FAILED, FAILED, False, FAILED])
     assert await waits_after(answers, 4, monkeypatch) == [10.0, 20.0, 0.0, 10.0]
+
+
+async def test_an_agent_that_is_cut_off_asks_at_random_and_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges: list[tuple[float, float]] = []
+    events: list[str] = []
+    connected = iter([True, False, False, False, False, False, True, False, False])
+
+    class Chance:
+        def uniform(self, least: float, most: float) -> float:
+            ranges.append((least, most))
+            return least
+
+    async def sleep(_: float) -> None:
+        events.append("slept")
+
+    def is_connected() -> bool:
+        answer = next(connected, None)
+        if answer is None:
+            raise Enough
+        return answer
+
+    monkeypatch.setattr(placing_module.random, "Random", Chance)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(Enough):
+        await renew_while_cut_off(is_connected, lambda: events.append("asked"))
+    least, most = CUT_OFF_S
+    assert {first for first, _ in ranges} == {least}
+    assert [last / most for _, last in ranges] == [1, 1, 1, 2, 4, 4, 4, 1, 1, 2]
+    assert "".join(event[0] for event in events) == "sss" + "asas" + "asas" + "sssas"[1:]
