@@ -1,7 +1,7 @@
 """A full exit node at rest: the memory of one with 1,000 agents and 10,000 idle visitors, and what each of them costs.
 
 Agents are sessions of the agents' own code in one process (`light_agents.py`), each with a tunnel of its own. Visitors are keep-alive
-connections that have asked once: over TLS, every second one HTTP/2, or over plain HTTP, as behind a load balancer that ends TLS.
+connections that have asked once, all names under one wildcard certificate: over TLS, every second one HTTP/2, or over plain HTTP, as behind a load balancer that ends TLS.
 
 python bench/full_node.py [--agents 1000] [--visitors 10000] [--quick]
 """
@@ -12,6 +12,7 @@ import contextlib
 import os
 import resource
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,9 @@ COLUMNS = [
 ]
 
 
+DOMAIN = "tunnel.localhost"
+
+
 @dataclass(frozen=True, slots=True)
 class Node(Running):
     """An exit node whose agents have not come yet."""
@@ -73,19 +77,29 @@ def node(engine: str, agents: int, *, is_plain: bool = False) -> Iterator[Node]:
     plain, secure, tunnel = free_port(), free_port(), free_port()
     with Stage() as stage:
         tunnels = tuple(
-            TunnelRule(service(n), (f"t{n}.localhost",), (OriginRule("main", "http://127.0.0.1:9"),), (RouteRule(),))
+            TunnelRule(service(n), (f"t{n}.{DOMAIN}",), (OriginRule("main", "http://127.0.0.1:9"),), (RouteRule(),))
             for n in range(agents)
         )
         ordered = tuple(sorted(tunnels, key=lambda rule: rule.id))
         snapshot = stage.folder / "snapshot"
         snapshot.write_bytes(encode_snapshot(Snapshot(1, "bench", "here", ordered, (KEY.public,))))
         (stage.folder / "ca.pem").write_bytes(DevelopmentCA(stage.folder / "state" / "ca").ca_pem)
+        certificate, key = stage.folder / "cert.pem", stage.folder / "key.pem"
+        subprocess.run(
+            [
+                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                "-subj", f"/CN={DOMAIN}", "-addext", f"subjectAltName=DNS:*.{DOMAIN}",
+                "-keyout", str(key), "-out", str(certificate),
+            ],
+            check=True,
+            capture_output=True,
+        )  # fmt: skip
         process = stage.start(
             "edgetun-exitnode",
             [
                 str(BIN / "edgetun-exitnode"), "--snapshot", str(snapshot), "--state", str(stage.folder / "state"),
                 "--listen", "127.0.0.1", "--http-port", str(plain), "--https-port", str(secure), "--tunnel-port", str(tunnel),
-                "--quic-engine", "none" if engine == "tls" else engine, "--quiet",
+                "--certificate", f"{certificate}:{key}", "--quic-engine", "none" if engine == "tls" else engine, "--quiet",
             ],
         )  # fmt: skip
         wait_until("edgetun-exitnode", lambda: is_listening(secure) and is_listening(tunnel), [process])
@@ -128,7 +142,7 @@ def main() -> None:
     contexts = {h2: trusting_all(h2) for h2 in (False, True)}
 
     def ask(running: Node, stack: contextlib.ExitStack, number: int, h2: bool) -> None:
-        name = f"t{number % agents}.localhost"
+        name = f"t{number % agents}.{DOMAIN}"
         port = running.plain_port if running.is_plain else running.port
         sock: socket.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         stack.enter_context(sock)
@@ -147,7 +161,7 @@ def main() -> None:
         (server,) = running.servers
         with contextlib.ExitStack() as warm:  # what the first of everything costs is not theirs: 404 and a certificate
             tls = warm.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=20))
-            warm.enter_context(contexts[False].wrap_socket(tls, server_hostname="warm.localhost"))
+            warm.enter_context(contexts[False].wrap_socket(tls, server_hostname=f"warm.{DOMAIN}"))
         time.sleep(0.5)
         empty = server.rss_bytes()
         light = bring_agents(running, agents)
