@@ -14,7 +14,7 @@ import pytest
 from edgetun_core.errors import AuthError, ProtocolError, SessionLost
 from edgetun_core.pki import DevelopmentCA
 from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, quic_twice, udp
-from edgetun_core.transport.quic_library import library
+from edgetun_core.transport.quic_library import dial_connection, library
 from support.links import Place, eventually, lossy_path, outcome
 
 PAIRS = [
@@ -233,7 +233,7 @@ async def test_half_open_handshakes_are_bounded_and_end_at_the_deadline(
     monkeypatch.setattr(quic_endpoint, "MAX_HALF_OPEN", 5)
     await place.listen(handshake_timeout_s=0.3)
     initial: list[bytes] = []
-    connection = library(place.dialling).dialled(place.ca.trust, "127.0.0.1")
+    connection = dial_connection(library(place.dialling), place.ca.trust, "127.0.0.1")
     connection.connect(("127.0.0.1", place.listener.port), 0.0)
     connection.transmit(0.0, lambda datagrams, _: initial.extend(datagrams))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -254,7 +254,7 @@ async def test_an_address_that_is_not_validated_gets_at_most_three_times_what_it
     await place.listen(handshake_timeout_s=1.0)
     loop = asyncio.get_running_loop()
     initial: list[bytes] = []
-    connection = library(place.dialling).dialled(place.ca.trust, "127.0.0.1")
+    connection = dial_connection(library(place.dialling), place.ca.trust, "127.0.0.1")
     connection.connect(("127.0.0.1", place.listener.port), 0.0)
     connection.transmit(0.0, lambda datagrams, _: initial.extend(datagrams))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

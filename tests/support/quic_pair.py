@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.transport import quic_qh3, quic_qh3_server
+from edgetun_core.transport import quic_qh3_server
 from edgetun_core.transport.link import ALPN
 from edgetun_core.transport.quic_endpoint import FirstContact
+from edgetun_core.transport.quic_library import accept_connection, dial_connection, library
 from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
@@ -74,7 +75,7 @@ class QuicPair:
         """What is sent to these is lost."""
         self.wanted: Counter[tuple[Side, int]] = Counter()
         self.dialler, self.listener = Side(), Side()
-        self.dialler.quic = quic_qh3.dialled(authority.trust, "localhost", packet_bytes=1452)
+        self.dialler.quic = dial_connection(library("qh3"), authority.trust, "localhost", packet_bytes=1452)
         self.dialler.quic.connect(LISTENER, self.now)
         self.transmit(self.dialler)
         while not (self.dialler.told.is_open and self.listener.told.is_open):
@@ -162,8 +163,8 @@ class QuicPair:
         end = 6 + datagram[5]
         cid = datagram[6:end]
         if not self._is_visitor:
-            configuration = quic_qh3.server_configuration(self._identity)
-            return quic_qh3.accept(configuration, cid, packet_bytes=len(datagram), tickets=Tickets())
+            configuration = library("qh3").server_configuration(self._identity)
+            return accept_connection(library("qh3"), configuration, cid, packet_bytes=len(datagram), tickets=Tickets())
         certificate = quic_qh3_server.shown(self._identity)
         self._server = quic_qh3_server.Server(
             alpn=ALPN,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 from aioquic.quic import events
@@ -19,7 +18,6 @@ from edgetun_core.transport.link import ALPN
 from edgetun_core.transport.path_mtu import BlackHole
 from edgetun_core.transport.quic_connection import (
     BLACK_HOLE_PROBES,
-    CID_BYTES,
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
@@ -29,7 +27,6 @@ from edgetun_core.transport.quic_connection import (
     Ended,
     Sink,
 )
-from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
 NAME = "aioquic"
@@ -170,34 +167,9 @@ def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
     return configuration
 
 
-def accept(
-    configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int, tickets: Tickets
-) -> AioquicConnection:
-    """The listener's side of a connection that begins."""
-    if packet_bytes != configuration.max_datagram_size:
-        configuration = replace(configuration, max_datagram_size=packet_bytes)
-    return AioquicConnection(
-        configuration=configuration,
-        original_destination_connection_id=original_destination_cid,
-        session_ticket_fetcher=tickets.take_any,
-        session_ticket_handler=tickets.put,
-    )
-
-
-def dialled(
-    trust: Trust,
-    server_name: str,
-    *,
-    cid_bytes: int = CID_BYTES,
-    packet_bytes: int = SMALLEST_PACKET_BYTES,
-    ticket: Any = None,
-    on_ticket: Callable[[Any], None] | None = None,
-) -> AioquicConnection:
-    """The dialler's side."""
+def client_configuration(trust: Trust, server_name: str) -> QuicConfiguration:
+    """Of one connection of a dialler."""
     configuration = _configuration(is_client=True)
-    configuration.max_datagram_size = packet_bytes
-    configuration.session_ticket = ticket
-    configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:
         configuration.verify_mode = ssl.CERT_NONE
@@ -206,7 +178,12 @@ def dialled(
     else:
         paths = ssl.get_default_verify_paths()
         configuration.cafile, configuration.capath = paths.cafile, paths.capath
-    return AioquicConnection(configuration=configuration, session_ticket_handler=on_ticket)
+    return configuration
+
+
+def connection(**options: Any) -> AioquicConnection:
+    """One end of a connection; the options are the library's."""
+    return AioquicConnection(**options)
 
 
 def _configuration(*, is_client: bool) -> QuicConfiguration:

@@ -22,7 +22,7 @@ from edgetun_core.transport.quic_connection import (
     Connection,
 )
 from edgetun_core.transport.quic_driver import QuicLink
-from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
+from edgetun_core.transport.quic_library import LOSSY_ENGINE, dial_connection, library
 from edgetun_core.transport.tickets import Remembered
 from edgetun_core.transport.udp import Address, UdpSocket, forbid_fragments
 
@@ -231,7 +231,8 @@ async def dial_quic(
         share_s = (until - loop.time()) / (len(found) - position)
         try:
             peer = (engine, address[0], port, name, trust)
-            connection = packets.dialled(
+            connection = dial_connection(
+                packets,
                 trust,
                 name,
                 cid_bytes=cid_bytes,

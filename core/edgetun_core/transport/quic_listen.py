@@ -17,7 +17,7 @@ from edgetun_core.transport.link import ALPN, LinkUser
 from edgetun_core.transport.quic_connection import LOSSY_CID_BYTES, PACKET_SIZES, SMALLEST_PACKET_BYTES
 from edgetun_core.transport.quic_driver import QuicLink
 from edgetun_core.transport.quic_endpoint import FirstContact, QuicEndpoint
-from edgetun_core.transport.quic_library import LOSSY_ENGINE, library
+from edgetun_core.transport.quic_library import LOSSY_ENGINE, accept_connection, library
 from edgetun_core.transport.quic_peer import CLOSE_TIMEOUT_S
 from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import bind_udp, forbid_fragments
@@ -66,7 +66,8 @@ class QuicListener(QuicEndpoint[QuicLink]):
         is_lossy = len(first.client_cid) == LOSSY_CID_BYTES
         engine = LOSSY_ENGINE if is_lossy else self._engine
         packet_bytes = next((size for size in PACKET_SIZES if size <= first.size_bytes), SMALLEST_PACKET_BYTES)
-        connection = library(engine).accept(
+        connection = accept_connection(
+            library(engine),
             self._configuration(engine),
             first.original_cid,
             packet_bytes=packet_bytes,

@@ -11,7 +11,6 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, cast
 
 from qh3.quic import events
@@ -26,7 +25,6 @@ from edgetun_core.transport.path_mtu import BlackHole
 from edgetun_core.transport.peer_address import PeerAddress
 from edgetun_core.transport.quic_connection import (
     BLACK_HOLE_PROBES,
-    CID_BYTES,
     IDLE_TIMEOUT_S,
     MAX_DATA_BYTES,
     MAX_DATAGRAM_FRAME_BYTES,
@@ -37,7 +35,6 @@ from edgetun_core.transport.quic_connection import (
     Sink,
 )
 from edgetun_core.transport.quic_qh3_shrink import Shrink
-from edgetun_core.transport.tickets import Tickets
 from edgetun_core.transport.udp import Address
 
 NAME = "qh3"
@@ -358,40 +355,20 @@ def server_configuration(identity: ServerIdentity) -> QuicConfiguration:
     return configuration
 
 
-def accept(
-    configuration: QuicConfiguration, original_destination_cid: bytes, *, packet_bytes: int, tickets: Tickets
-) -> Qh3Connection:
-    """The listener's side of a connection that begins."""
-    if packet_bytes != configuration.max_datagram_size:
-        configuration = replace(configuration, max_datagram_size=packet_bytes)
-    return Qh3Connection(
-        configuration=configuration,
-        original_destination_connection_id=original_destination_cid,
-        session_ticket_fetcher=tickets.take_any,
-        session_ticket_handler=tickets.put,
-    )
-
-
-def dialled(
-    trust: Trust,
-    server_name: str,
-    *,
-    cid_bytes: int = CID_BYTES,
-    packet_bytes: int = SMALLEST_PACKET_BYTES,
-    ticket: Any = None,
-    on_ticket: Callable[[Any], None] | None = None,
-) -> Qh3Connection:
-    """The dialler's side."""
+def client_configuration(trust: Trust, server_name: str) -> QuicConfiguration:
+    """Of one connection of a dialler."""
     configuration = _configuration(is_client=True)
-    configuration.max_datagram_size = packet_bytes
-    configuration.session_ticket = ticket
-    configuration.connection_id_length = cid_bytes
     configuration.server_name = server_name
     if trust.insecure:
         configuration.verify_mode = ssl.CERT_NONE
     else:
         configuration.cadata = trust.ca_pem
-    return Qh3Connection(configuration=configuration, session_ticket_handler=on_ticket)
+    return configuration
+
+
+def connection(**options: Any) -> Qh3Connection:
+    """One end of a connection; the options are the library's."""
+    return Qh3Connection(**options)
 
 
 def _configuration(*, is_client: bool) -> QuicConfiguration:
