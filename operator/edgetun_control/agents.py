@@ -29,6 +29,7 @@ from edgetun_cluster.kinds import AGENT, AGENT_TOKEN, LEASE, Key, Object
 from edgetun_cluster.leases import lease_object
 from edgetun_control.exits.fleet import FollowingNode, SilentFleetListener
 from edgetun_control.exits.orders import AgentSeen, SessionSeen, pod_stem
+from edgetun_control.gathered_writes import GatheredWrites
 from edgetun_control.placement import Placed
 from edgetun_control.stores.kubernetes import MANAGER, KubernetesStore
 from edgetun_core.api.conditions import ConditionType, Reason, parse_timestamp, timestamp
@@ -39,8 +40,8 @@ from edgetun_core.fleet_identity import ExitNodeName, inner_name
 
 log = logging.getLogger("edgetun.control.agents")
 
-GATHER_S: Final = 0.5
 CONCURRENT: Final = 8
+TRY_AGAIN_S: Final = 2.0
 LEASE_EVERY_S: Final = 30.0
 LEASE_S: Final = 90.0
 LEASE_LABEL: Final = "edgetun.dev/agent"
@@ -101,8 +102,9 @@ class AgentBook(SilentFleetListener):
         self._clock = clock
         self._lease_every_s = lease_every_s
         self._entries: dict[AgentKey, _Entry] = {}
-        self._dirty: dict[AgentKey, None] = {}
-        self._wake = asyncio.Event()
+        self._writes = GatheredWrites(
+            self._write_and_renew, self._describe, log, concurrent=CONCURRENT, again_s=TRY_AGAIN_S
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._agents: Informer[Object] = Informer(cluster, AGENT)
         self._agents.on_change(self._agent_changed)
@@ -111,12 +113,11 @@ class AgentBook(SilentFleetListener):
         """Hears of the exit nodes that each agent's status names, also those that other replicas wrote."""
         self.writes_total = 0
         self.lease_writes_total = 0
-        self.failures_total = 0
 
     def start(self) -> None:
         self._agents.start()
         self._tasks = [
-            asyncio.create_task(self._write_dirty(), name="write agents"),
+            asyncio.create_task(self._writes.run(), name="write agents"),
             asyncio.create_task(self._sweep_now_and_then(), name="look at agents"),
         ]
 
@@ -131,6 +132,11 @@ class AgentBook(SilentFleetListener):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def failures_total(self) -> int:
+        """Writes that failed."""
+        return self._writes.failures_total
 
     def whereabouts(self) -> Iterator[AgentSeen]:
         """Agents with sessions at nodes that follow this replica: where they are, and where control has placed them."""
@@ -232,37 +238,20 @@ class AgentBook(SilentFleetListener):
         return entry
 
     def _mark(self, token_id: str, agent_id: str) -> None:
-        self._dirty[token_id, agent_id] = None
-        self._wake.set()
+        self._writes.mark((token_id, agent_id))
 
     # ---- writing
 
-    async def _write_dirty(self) -> None:
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(GATHER_S)
-            self._wake.clear()
-            dirty, self._dirty = list(self._dirty), {}
-            turn = asyncio.Semaphore(CONCURRENT)
-            await asyncio.gather(*(self._write_one(key, turn) for key in dirty))
-
-    async def _write_one(self, key: AgentKey, turn: asyncio.Semaphore) -> None:
+    async def _write_and_renew(self, key: AgentKey) -> None:
         entry = self._entries.get(key)
-        if entry is None:
-            return
-        async with turn:
-            try:
-                await self._write(entry)
-                if entry.sessions:
-                    await self._renew(entry)
-            except ClusterError as error:
-                self.failures_total += 1
-                if self.failures_total == 1 or self.failures_total % 100 == 0:
-                    log.warning("agent %s could not be written: %s; trying again", entry.name, error)
-                asyncio.get_running_loop().call_later(2.0, self._mark, *key)
-            except Exception:
-                # The edge of a task: one agent that cannot be shown must not keep the others from it.
-                log.exception("agent %s could not be shown", entry.name)
+        if entry is not None:
+            await self._write(entry)
+            if entry.sessions:
+                await self._renew(entry)
+
+    def _describe(self, key: AgentKey) -> str:
+        entry = self._entries.get(key)
+        return f"agent {key[1] if entry is None else entry.name}"
 
     async def _write(self, entry: _Entry) -> None:
         # Our copy may be behind; what is missed so, `_agent_changed` mends when the watch brings it.
@@ -415,14 +404,13 @@ class AgentBook(SilentFleetListener):
     async def _sweep_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(min(SWEEP_EVERY_S, self._lease_every_s))
-            turn = asyncio.Semaphore(CONCURRENT)
             now = self._clock()
             due = [
                 key
                 for key, entry in self._entries.items()
                 if entry.sessions and now - entry.lease_at >= self._lease_every_s
             ]
-            await asyncio.gather(*(self._write_one(key, turn) for key in due))
+            await self._writes.write(due)
             for key in [key for key, entry in self._entries.items() if self._store.key_of_token(key[0]) is None]:
                 entry = self._entries.pop(key)
                 self._key_by_name.pop(Key(entry.token.namespace, entry.name), None)

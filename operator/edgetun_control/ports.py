@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from edgetun_cluster.client import Cluster
-from edgetun_cluster.errors import ClusterError
 from edgetun_cluster.kinds import TUNNEL, Key, Object
 from edgetun_control.exits.fleet import FollowingNode
+from edgetun_control.gathered_writes import GatheredWrites
 from edgetun_core.api.conditions import parse_timestamp, timestamp
 from edgetun_core.quantities import one_line
 
 log = logging.getLogger("edgetun.control.ports")
 
-GATHER_S: Final = 0.5
 REFRESH_S: Final = 120.0
 FORGET_S: Final = 360.0
 SWEEP_EVERY_S: Final = 30.0
@@ -61,15 +60,13 @@ class PortBook:
         self._told: dict[str, dict[Key, str]] = {}
         """By node: what it said last."""
         self._written_at: dict[Entry, float] = {}
-        self._dirty: dict[Entry, None] = {}
-        self._wake = asyncio.Event()
+        self._writes = GatheredWrites(self._write, _describe, log, concurrent=1, again_s=TRY_AGAIN_S)
         self._tasks: list[asyncio.Task[None]] = []
         self.writes_total = 0
-        self.failures_total = 0
 
     def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._write_dirty(), name="write unavailable ports"),
+            asyncio.create_task(self._writes.run(), name="write unavailable ports"),
             asyncio.create_task(self._sweep_now_and_then(), name="look at unavailable ports"),
         ]
 
@@ -80,6 +77,11 @@ class PortBook:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
+
+    @property
+    def failures_total(self) -> int:
+        """Writes that failed."""
+        return self._writes.failures_total
 
     # ---- what happens
 
@@ -104,31 +106,9 @@ class PortBook:
         if before is None:  # what it told another replica, or this one before it was started anew
             gone += [key for key, status in self._shown() if key not in now and node in _entries(status)]
         for key in (*changed, *gone):
-            self._mark((key, node))
-
-    def _mark(self, entry: Entry) -> None:
-        self._dirty[entry] = None
-        self._wake.set()
+            self._writes.mark((key, node))
 
     # ---- writing
-
-    async def _write_dirty(self) -> None:
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(GATHER_S)
-            self._wake.clear()
-            dirty, self._dirty = list(self._dirty), {}
-            for entry in dirty:
-                try:
-                    await self._write(entry)
-                except ClusterError as error:
-                    self.failures_total += 1
-                    if self.failures_total == 1 or self.failures_total % 100 == 0:
-                        log.warning("what port %s lacks could not be written: %s; trying again", entry[0], error)
-                    asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._mark, entry)
-                except Exception:
-                    # The edge of a task: one entry that cannot be shown must not keep the others from it.
-                    log.exception("what port %s lacks could not be shown", entry[0])
 
     async def _write(self, entry: Entry) -> None:
         key, node = entry
@@ -159,11 +139,15 @@ class PortBook:
             for node, ports in self._told.items():
                 for key in ports:
                     if now - self._written_at.get((key, node), 0.0) >= self._refresh_s:
-                        self._mark((key, node))
+                        self._writes.mark((key, node))
             for key, status in list(self._shown()):
                 for node, seen in _entries(status).items():
                     if key not in self._told.get(node, {}) and (node in self._told or now - seen > self._forget_s):
-                        self._mark((key, node))
+                        self._writes.mark((key, node))
+
+
+def _describe(entry: Entry) -> str:
+    return f"what port {entry[0]} lacks"
 
 
 def _key_of(tunnel: str) -> Key:

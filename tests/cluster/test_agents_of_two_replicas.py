@@ -14,8 +14,9 @@ import pytest
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.connection import connect
 from edgetun_cluster.kinds import AGENT, Key, Object
-from edgetun_control.agents import GATHER_S, AgentBook, agent_name
+from edgetun_control.agents import AgentBook, agent_name
 from edgetun_control.exits.fleet import FollowingNode
+from edgetun_control.gathered_writes import GATHER_S
 from edgetun_control.placement import Placed
 from edgetun_control.stores.kubernetes import KubernetesStore
 from edgetun_core.control_stream import NodeHello, SessionInfo

@@ -10,7 +10,7 @@ import pytest
 
 from edgetun_cluster.errors import ClusterError
 from edgetun_cluster.kinds import Key, Kind, Object
-from edgetun_control import ports
+from edgetun_control import gathered_writes, ports
 from edgetun_control.exits.fleet import FollowingNode
 from edgetun_control.ports import PortBook
 from edgetun_core.control_stream import Feed, History, NodeHello, NodeLoad
@@ -68,7 +68,7 @@ def following(name: str, **told: str) -> FollowingNode:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "GATHER_S", 0.0)
+    monkeypatch.setattr(gathered_writes, "GATHER_S", 0.0)
     monkeypatch.setattr(ports, "TRY_AGAIN_S", 0.01)
 
 
