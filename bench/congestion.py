@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from harness import Column, Row, cpu_s_of, parse_arguments, report, run_main  # noqa: E402
 
 from edgetun_core.transport.engines import DevelopmentCA, dial, listen  # noqa: E402
+from support.children import end_child  # noqa: E402
 from support.impairment.wire import Impairment, Wire  # noqa: E402
 
 LOSSES = (0.0, 0.01, 0.05, 0.1)
@@ -199,15 +200,7 @@ def cell(
         }
     finally:
         for process in processes:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.close()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            end_child(process)
 
 
 def play(role: Sequence[str]) -> None:

@@ -53,9 +53,7 @@ async def exchange_by(
         lines += [f"Content-Length: {len(body)}"] if body else []
         writer.write("\r\n".join((*lines, "", "")).encode("ascii") + body)
         return await _answer(reader, method.encode(), server_date, most_bytes, url)
-    except (OSError, EOFError, asyncio.LimitOverrunError, ProtocolError) as error:
-        if isinstance(error, ProtocolError):
-            raise
+    except (OSError, EOFError, asyncio.LimitOverrunError) as error:
         raise ControlUnreachable(
             f"control broke the connection in the WebSocket to {host} off ({type(error).__name__})",
             remedy="only an exit node that carries control too (edgetun serve) takes registrations there",

@@ -110,11 +110,6 @@ class ServicePool:
         member.turn += PICKS_PER_CHOICE / member.weight
         return best
 
-    @property
-    def is_on_standby(self) -> bool:
-        """Whether those who are here serve only while nobody else does."""
-        return bool(self.sessions) and all(member.is_standby for member in self._members.values())
-
     def wait(self, callback: Callable[[], None], grace_s: float, is_hopeful: bool) -> Callable[[], None] | None:
         """See `SessionPool.wait`. `callback` runs once: when a session is up, or when the grace is over."""
         now = self._clock()

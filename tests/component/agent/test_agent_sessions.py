@@ -35,16 +35,6 @@ from support.origin_server import DEADLINE_S, ScriptedConnection, Visitor, answe
 SERVICE = "team-a/shop"
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentCA:
-    return DevelopmentCA(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture(scope="module")
-def identity(authority: DevelopmentCA) -> ServerIdentity:
-    return authority.identity(["127.0.0.1"])
-
-
 class Told(SilentListener):
     """Keeps what the agent tells people."""
 

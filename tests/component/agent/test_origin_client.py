@@ -1061,11 +1061,6 @@ async def test_a_unix_socket_is_an_origin(tmp_path: Path) -> None:
 # ---- TLS
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentCA:
-    return DevelopmentCA(tmp_path_factory.mktemp("ca"))
-
-
 def server_tls(authority: DevelopmentCA, *names: str) -> ssl.SSLContext:
     return authority.identity(names).ssl_context(())
 

@@ -34,16 +34,6 @@ DEADLINE_S = 30.0
 BLACK_HOLE = Impairment(is_black_hole=True)
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentCA:
-    return DevelopmentCA(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture(scope="module")
-def identity(authority: DevelopmentCA) -> ServerIdentity:
-    return authority.identity(["127.0.0.1"])
-
-
 @asynccontextmanager
 async def agent_of(authority: DevelopmentCA, node: TestEdge, path: UdpPath, sessions: int = 1) -> AsyncIterator[Agent]:
     """An agent that reaches the node's TLS as it is, and its QUIC by the path."""

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from support.children import end_child
 from support.impairment.wire import GOOD, Impairment, Wire
 
 TUNSETIFF = 0x400454CA
@@ -127,15 +128,7 @@ def packet_path(
         yield path
     finally:
         if process is not None:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.close()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            end_child(process)
         for end in (near, far):
             subprocess.run(["ip", "netns", "del", end.namespace], check=False, capture_output=True, timeout=10)
 
