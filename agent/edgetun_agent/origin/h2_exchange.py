@@ -382,6 +382,8 @@ class H2Exchange:
         if stream is None or (self.head.protocol is not None and not self._has_head):
             self._hold(data)
             return
+        if not stream.queued_bytes:
+            self.since = monotonic()  # the origin's time to take it begins here; until now the visitor was awaited
         stream.put_body(data, end)
         stream.connection.wake()
         self._settle_raw()

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -369,6 +370,22 @@ async def test_deadlines_hold_for_the_head_and_for_silence_and_not_for_grpc_and_
         assert body.body == b"x"
         await late.ended()
         assert late.body == b"xy"
+
+
+async def test_the_visitors_own_silence_is_not_counted_against_the_origin() -> None:
+    async def handler(stream: H2Stream) -> None:
+        await stream.answer(await stream.body())
+
+    async with served(handler, idle_timeout_s=0.3) as (client, origin):
+        visitor, sink = start(client, request(method=b"POST"), end=False)
+        await origin.until(lambda: origin.streams)
+        await asyncio.sleep(0.5)
+        sink.send_data(b"late", False)
+        sink.sweep(monotonic(), 10.0, 0.3)  # before the loop has had a turn to send it
+        sink.send_data(b"", True)
+        await visitor.ended()
+        assert "reset" not in visitor.names()
+        assert visitor.body == b"late"
 
 
 async def test_a_dead_origin_is_found_by_ping_and_a_quiet_one_is_not_pestered(monkeypatch: pytest.MonkeyPatch) -> None:
