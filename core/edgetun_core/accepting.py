@@ -16,6 +16,8 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from edgetun_core.transport.tls_transport import LinkTls, Opening, TlsTransport
+
 log = logging.getLogger("edgetun.accepting")
 
 MOST_HANDSHAKES: Final = 32
@@ -30,6 +32,8 @@ BACKLOG: Final = 4096
 ACCEPT_AT_ONCE: Final = 64
 """Then the event loop has its turn."""
 CLOSE_TIMEOUT_S: Final = 1.0
+LINGER_S: Final = 30.0
+"""How long a connection that was closed here waits at most for its client to have read all."""
 PAUSE_S: Final = 0.5
 """After the process has run out of file descriptors."""
 
@@ -53,7 +57,7 @@ class PacedListener:
         dawdling_s: float = DAWDLING_S,
         patience_s: float = PATIENCE_S,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
-        shutdown_timeout_s: float | None = None,
+        linger_s: float = LINGER_S,
     ) -> None:
         self._make = make
         self._context = context
@@ -61,12 +65,12 @@ class PacedListener:
         self._dawdling_s = dawdling_s
         self._patience_s = patience_s
         self._handshake_timeout_s = handshake_timeout_s
-        self._shutdown_timeout_s = shutdown_timeout_s
+        self._linger_s = linger_s
         self._turns = asyncio.Semaphore(most_handshakes)  # which gives them in the order of asking
         self._sockets: list[socket.socket] = []
         self._counted: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._shaking: dict[asyncio.Task[None], socket.socket] = {}
+        self._shaking: dict[asyncio.Task[None], TlsTransport] = {}
         self._is_listening = False
         self.accepted_total = 0
         self.refused_total = 0
@@ -118,11 +122,8 @@ class PacedListener:
             shaking = self._shaking.get(task)
             if shaking is None:
                 task.cancel()
-                continue
-            try:  # uvloop never frees a connection that is cancelled in its TLS handshake; this one fails by itself
-                shaking.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                task.cancel()
+            else:
+                shaking.abort()  # its handshake fails by that
         if self._tasks:
             _, left = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
             for task in left:
@@ -191,14 +192,15 @@ class PacedListener:
         try:
             if _is_gone(sock):
                 raise ConnectionResetError("the client went away before its turn")
-            self._shaking[task] = sock
-            await loop.connect_accepted_socket(
-                self._make,
-                sock,
-                ssl=self._context,
-                ssl_handshake_timeout=self._handshake_timeout_s,
-                ssl_shutdown_timeout=self._shutdown_timeout_s,
-            )
+            opening = Opening(self._make)
+            transport = self._shaking[task] = LinkTls(opening, self._context, linger_s=self._linger_s)
+            await loop.connect_accepted_socket(lambda: transport, sock)
+            try:
+                async with asyncio.timeout(self._handshake_timeout_s):
+                    await opening.done
+            except BaseException:
+                transport.abort()
+                raise
         finally:
             self._shaking.pop(task, None)
             loop.call_soon(self._passed, sock)

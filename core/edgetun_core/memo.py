@@ -8,10 +8,14 @@ entry lives for between one and two generations and at most `2 * capacity` entri
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+_NOTHING: Final[dict[Any, Any]] = {}
+"""What every memo begins with: tunnels have ten, most of which stay empty. Never written to."""
 
 
 class Memo(Generic[K, V]):
@@ -24,8 +28,8 @@ class Memo(Generic[K, V]):
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
+        self._young: dict[K, V] = _NOTHING
+        self._old: dict[K, V] = _NOTHING
 
     def get(self, key: K) -> V | None:
         """Returns the value, and keeps a value found in the old generation alive for another one."""
@@ -39,15 +43,17 @@ class Memo(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         """Stores the value; drops the oldest generation when the young one is full."""
         young = self._young
-        if len(young) >= self._capacity:
+        if young is _NOTHING:
+            self._young = young = {}
+        elif len(young) >= self._capacity:
             self._old = young
             self._young = young = {}
         young[key] = value
 
     def clear(self) -> None:
         """Forgets everything, as when a new snapshot arrives."""
-        self._young = {}
-        self._old = {}
+        self._young = _NOTHING
+        self._old = _NOTHING
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,8 +164,9 @@ class QuicPair:
         end = 6 + datagram[5]
         cid = datagram[6:end]
         if not self._is_visitor:
-            configuration = library("qh3").server_configuration(self._identity)
-            return accept_connection(library("qh3"), configuration, cid, packet_bytes=len(datagram), tickets=Tickets())
+            made = library("qh3").server_configuration(self._identity)
+            configuration = replace(made, max_datagram_size=len(datagram))
+            return accept_connection(library("qh3"), configuration, cid, tickets=Tickets())
         certificate = quic_qh3_server.shown(self._identity)
         self._server = quic_qh3_server.Server(
             alpn=ALPN,

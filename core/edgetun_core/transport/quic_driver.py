@@ -105,12 +105,14 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         self._regular = LOSSY_REGULAR_LANES if is_lossy else REGULAR_LANES
         self._announced = MAX_LANES
         """How many lanes there are; the listener knows when lane 0 is there."""
-        self._opened_lanes: set[int] = set()
-        self._ready: set[int] = set()
+        # Sets of lanes are bits: there are few lanes, and a link that rests is to be small.
+        self._opened_lanes = 0
+        self._ready = 0
+        self._paused = 0
         self._early: dict[int, bytes] = {}
         self._lane_estimate: dict[int, int] = {}
-        self._paused: set[int] = set()
-        self._datagrams: deque[bytes] = deque()
+        self._datagrams: deque[bytes] | None = None
+        """Made when there are any."""
         self._meter = LossMeter() if hasattr(user, "on_path") else None
 
     # --- the link
@@ -140,10 +142,10 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         else:
             self._runs.put(lane, data)
         estimate = self._lane_estimate.get(lane, 0) + len(data)
-        if estimate > HIGH_WATER_BYTES and lane not in self._paused:
+        if estimate > HIGH_WATER_BYTES and not self._paused >> lane & 1:
             estimate = self.unsent_bytes(lane)
             if estimate > HIGH_WATER_BYTES:
-                self._paused.add(lane)
+                self._paused |= 1 << lane
                 self._lane_estimate[lane] = estimate
                 self._schedule()
                 assert self._user is not None
@@ -163,6 +165,8 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         if self._closing is not None or self._ended:
             return 0
         waiting = self._datagrams
+        if waiting is None:
+            waiting = self._datagrams = deque()
         waiting.extend(datagrams)
         lost = len(waiting) - MAX_WAITING_DATAGRAMS
         for _ in range(lost):
@@ -170,10 +174,9 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         self._schedule()
         return max(lost, 0)
 
-    def _feed_datagrams(self) -> None:
+    def _feed_datagrams(self, waiting: deque[bytes]) -> None:
         """Hands over what the congestion window takes; the rest waits here, where it can be dropped."""
         quic = self._quic
-        waiting = self._datagrams
         room = quic.room_bytes
         while waiting and room > 0:
             data = waiting.popleft()
@@ -191,7 +194,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
 
     def _deliver(self) -> None:
         self._quic.pump(self)
-        if self._early and 0 in self._opened_lanes:
+        if self._early and self._opened_lanes & 1:
             self._open_lanes()
 
     def _send_all(self) -> None:
@@ -199,7 +202,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         runs = self._runs
         send = self._endpoint.send if self._twice is None else self._send_twice
         if self._datagrams:
-            self._feed_datagrams()
+            self._feed_datagrams(self._datagrams)
         runs.feed()
         quic.transmit(time.monotonic(), send)
         while runs.waiting and not self._endpoint.is_blocked and runs.feed():
@@ -223,10 +226,10 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         return bool(self._runs.waiting)
 
     def _resume_lanes(self) -> None:
-        for lane in sorted(self._paused):
+        for lane in lanes_of(self._paused):
             unsent = self.unsent_bytes(lane)
             if unsent < LOW_WATER_BYTES:
-                self._paused.discard(lane)
+                self._paused &= ~(1 << lane)
                 self._lane_estimate[lane] = unsent
                 if self._closing is None and not self._ended:
                     assert self._user is not None
@@ -248,7 +251,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
             for lane in range(1, lanes):
                 quic.send_stream_data(lane * 4, bytes((lane,)))
             self._lanes = lanes
-            self._ready.update(range(lanes))
+            self._ready = (1 << lanes) - 1
             self._open()
 
     def open_for(self, user: LinkUser) -> None:
@@ -264,7 +267,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         lane = stream_id >> 2
         if self._ended:
             return
-        if lane in self._ready and not stream_id & 3:
+        if self._ready >> lane & 1 and not stream_id & 3:
             assert self._user is not None
             self._user.on_data(lane, data)
         elif stream_id & 3 or lane >= self._announced or self.is_dialler:
@@ -279,7 +282,7 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
         if sum(map(len, self._early.values())) > MAX_EARLY_BYTES:
             self.fail(ProtocolError("too much data before lane 0 was open"))
             return
-        if lane not in self._opened_lanes:
+        if not self._opened_lanes >> lane & 1:
             size = 1 if lane else OPENING_BYTES
             if len(data) < size:
                 return
@@ -289,20 +292,22 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
             if lane == 0:
                 self._regular, self._announced = data[1], data[2]
             self._early[lane] = data[size:]
-            self._opened_lanes.add(lane)
-            while self._lanes in self._opened_lanes:
+            self._opened_lanes |= 1 << lane
+            while self._opened_lanes >> self._lanes & 1:
                 self._lanes += 1
 
     def _open_lanes(self) -> None:
         """Lane 0 is there: opens the link, and delivers what came early; at the end of a burst, so that all lanes count."""
         if not self.is_open:
             self._open()
-        for lane in sorted(self._opened_lanes - self._ready):
-            self._ready.add(lane)
+        for lane in lanes_of(self._opened_lanes & ~self._ready):
+            self._ready |= 1 << lane
             held = self._early.pop(lane, b"")
             if held and not self._ended:
                 assert self._user is not None
                 self._user.on_data(lane, held)
+        if not self._early:
+            self._early = {}  # an emptied dict keeps its size
 
     def datagram(self, data: bytes) -> None:
         """See `DatagramUser`."""
@@ -327,3 +332,8 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
             assert self._user is not None
             # Not from within the user's own call to `abort` or `write`.
             self._loop.call_soon(self._user.on_closed, error)
+
+
+def lanes_of(bits: int) -> list[int]:
+    """The lanes of a set of bits, in order."""
+    return [lane for lane in range(bits.bit_length()) if bits >> lane & 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, Protocol, cast
 
 from edgetun_core.errors import ConfigError
@@ -39,11 +38,9 @@ def library(engine: str) -> Library:
 
 
 def accept_connection(
-    packets: Library, configuration: Any, original_destination_cid: bytes, *, packet_bytes: int, tickets: Tickets
+    packets: Library, configuration: Any, original_destination_cid: bytes, *, tickets: Tickets
 ) -> Connection:
-    """The listener's side of a connection that begins. `configuration` is the library's, for all connections of the listener."""
-    if packet_bytes != configuration.max_datagram_size:
-        configuration = replace(configuration, max_datagram_size=packet_bytes)
+    """The listener's side of a connection that begins. `configuration` is the library's, for all connections of one packet size."""
     return packets.connection(
         configuration=configuration,
         original_destination_connection_id=original_destination_cid,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from edgetun_core.errors import Draining, EdgetunError, LimitExceeded, ProtocolError
@@ -39,28 +40,32 @@ class QuicListener(QuicEndpoint[QuicLink]):
         self._engine = engine
         self._identity = identity
         self._identity_version = -1
-        self._configurations: dict[str, Any] = {}
+        self._configurations: dict[str, dict[int, Any]] = {}
+        """By engine and packet size: what a connection would keep for itself is 1.5 KB."""
         self._tickets: dict[str, Tickets] = {}
         """By engine; gone with the certificate that they stand for."""
         self._accept = accept
         self._max_links = max_links
         self._established: dict[QuicLink, None] = {}
-        self._configuration(engine)
+        self._configuration(engine, SMALLEST_PACKET_BYTES)
         super().__init__(sock, handshake_timeout_s=handshake_timeout_s)
 
     @property
     def links(self) -> int:
         return len(self._established)
 
-    def _configuration(self, engine: str) -> Any:
+    def _configuration(self, engine: str, packet_bytes: int) -> Any:
         if self._identity_version != self._identity.version:
             self._configurations.clear()
             self._tickets.clear()
             self._identity_version = self._identity.version
-        found = self._configurations.get(engine)
-        if found is None:
-            found = self._configurations[engine] = library(engine).server_configuration(self._identity)
-        return found
+        of_engine = self._configurations.get(engine)
+        if of_engine is None:
+            made = library(engine).server_configuration(self._identity)
+            of_engine = self._configurations[engine] = {
+                size: replace(made, max_datagram_size=size) for size in PACKET_SIZES
+            }
+        return of_engine[packet_bytes]
 
     def _make(self, first: FirstContact) -> tuple[QuicLink, bytes]:
         is_lossy = len(first.client_cid) == LOSSY_CID_BYTES
@@ -68,9 +73,8 @@ class QuicListener(QuicEndpoint[QuicLink]):
         packet_bytes = next((size for size in PACKET_SIZES if size <= first.size_bytes), SMALLEST_PACKET_BYTES)
         connection = accept_connection(
             library(engine),
-            self._configuration(engine),
+            self._configuration(engine, packet_bytes),
             first.original_cid,
-            packet_bytes=packet_bytes,
             tickets=self._tickets.setdefault(engine, Tickets()),
         )
         return QuicLink(engine, connection, self, None, is_dialler=False, is_lossy=is_lossy), connection.host_cid

@@ -17,6 +17,7 @@ from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
 from qh3.quic.packet import QuicProtocolVersion
+from qh3.quic.tls_bridge import QuicTlsBridge
 
 from edgetun_core.errors import SessionLost
 from edgetun_core.pki import ServerIdentity, Trust
@@ -34,6 +35,7 @@ from edgetun_core.transport.quic_connection import (
     Ended,
     Sink,
 )
+from edgetun_core.transport.quic_qh3_settled import Settled
 from edgetun_core.transport.quic_qh3_shrink import Shrink
 from edgetun_core.transport.udp import Address
 
@@ -85,6 +87,13 @@ class Qh3Connection(QuicConnection):
             self._retry_source_connection_id = b""  # makes the library take the address for validated
         super()._create_core(remote_addr, initial_dcid, now)
         self._retry_source_connection_id = retry
+
+    def _drain_tls(self) -> None:
+        super()._drain_tls()
+        if self._handshake_complete and not self._is_client and type(self._tls) is QuicTlsBridge:
+            settled = Settled(self._tls)
+            self._applied_transport_parameters = settled.remote_transport_parameters  # type: ignore[assignment]
+            self._tls = settled  # type: ignore[assignment]
 
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
         core = self._core
@@ -302,7 +311,7 @@ class Qh3Connection(QuicConnection):
         self._remote_addr, self._last_rtt_s = self.peer, self.rtt_s
         self._core = None
         bridge, self._tls = self._tls, None
-        if bridge is not None:
+        if type(bridge) is QuicTlsBridge:
             vars(bridge.tls).clear()  # its callbacks are methods of this connection
             vars(bridge).clear()
         self._session_ticket_fetcher = self._session_ticket_handler = None

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -35,7 +34,6 @@ REGULAR, BULK = 0, 1
 NOTE_BIT: Final = 0x8000_0000
 NOTE_GOODBYE, NOTEJOINED = 1, 2
 MAX_NOTE_BYTES: Final = 1024
-READ_BYTES: Final = 256 * 1024
 JOIN_BY_WRITELINES_BYTES: Final = 32 * 1024
 """From this size on a chunk is not copied behind its head."""
 
@@ -205,7 +203,7 @@ class TlsLink:
             self._end(self._remote_error)
         if self._expected == 0 and not self._gone:
             self._gone = True
-            self._writers.clear()  # 300 KiB each, which are not left to the garbage collector
+            self._writers.clear()  # with OpenSSL's state, which is not left to the garbage collector
             self.on_gone(self)
 
     def _drop(self) -> None:
@@ -225,17 +223,7 @@ class TlsLink:
             self._loop.call_soon(self._user.on_closed, error)
 
 
-class _Reading(threading.local):
-    """What every lane of a thread reads into: filled and emptied within one call of the loop, so that one does for all."""
-
-    def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(READ_BYTES))
-
-
-_reading: Final = _Reading()
-
-
-class LaneConnection(asyncio.BufferedProtocol):
+class LaneConnection(asyncio.Protocol):
     """One TLS connection as a lane of a link: takes chunks apart and tells notes from data."""
 
     __slots__ = ("_left", "_link", "_partial", "_transport", "lane")
@@ -252,13 +240,6 @@ class LaneConnection(asyncio.BufferedProtocol):
         self._link = link
         self._transport = transport
         link.add(self, transport)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _reading.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """The records of one read together: without a buffer each would be an allocation of its own, and then joined."""
-        self.data_received(bytes(_reading.buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         link = self._link

@@ -25,6 +25,7 @@ from edgetun_core.transport.tls import (
     peer_address,
     tune,
 )
+from edgetun_core.transport.tls_transport import LinkTls, Opening
 from edgetun_core.transport.way import Way
 
 
@@ -120,30 +121,18 @@ class _Dialling:
         raise failure
 
     async def _handshake(self, plain: asyncio.Transport, lane: _DialledLane, until: float) -> None:
-        # uvloop never frees a connection that is cancelled in its TLS handshake. So the handshake is not: it runs in a task of
-        # its own, and whoever loses interest aborts the connection under it, which ends it at once.
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(
-            loop.start_tls(
-                plain,
-                lane,
-                self.context,
-                server_hostname=self.name,
-                ssl_handshake_timeout=max(0.01, until - loop.time()),
-                ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
-            )
-        )
+        opening = Opening(lambda: lane)
+        transport = LinkTls(opening, self.context, server_name=self.name, linger_s=CLOSE_TIMEOUT_S)
+        if plain.is_closing():
+            raise ConnectionResetError("closed before the handshake")
+        plain.set_protocol(transport)
+        transport.connection_made(plain)
         try:
-            transport = await asyncio.shield(task)
-        except ConnectionAbortedError:
-            raise TimeoutError from None  # how both loops tell that the handshake took too long
-        except asyncio.CancelledError:
-            plain.abort()
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            async with asyncio.timeout_at(until):
+                await opening.done
+        except BaseException:
+            transport.abort()
             raise
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("closed in the handshake")
-        lane.connection_made(transport)
 
     def open_bulk(self, link: TlsLink) -> None:
         self._bulk = _DialledLane(BULK, link)

@@ -89,7 +89,7 @@ class TlsListener:
             dawdling_s=DAWDLING_S,
             patience_s=PATIENCE * handshake_timeout_s,
             handshake_timeout_s=handshake_timeout_s,
-            shutdown_timeout_s=CLOSE_TIMEOUT_S,
+            linger_s=CLOSE_TIMEOUT_S,
         )
         try:
             await server.start(host, port, reuse_port=reuse_port)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from edgetun_core.wire.early import Early
     from edgetun_core.wire.receiving import Exchange
     from edgetun_core.wire.sending import Sending
+
+
+NOBODY: Final[tuple[()]] = ()
 
 
 class Lane:
@@ -38,7 +41,7 @@ class Lane:
         self.is_paused = False
         self.is_watched = False
         """The peer pings here, so that its silence means something."""
-        self.waiting: list[Sending] = []
+        self.waiting: list[Sending] | tuple[()] = NOBODY
         """Exchanges whose producers were paused because this lane was."""
         self.load = 0
         self.replies = 0

@@ -5,7 +5,6 @@ Hot path: `mark` and `data_to_send`, once per lane and loop tick.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final, Protocol
 
 from edgetun_core.errors import EdgetunError
@@ -13,7 +12,7 @@ from edgetun_core.wire import frames
 from edgetun_core.wire.early import Early
 from edgetun_core.wire.frames import HEADER, MAX_LANES, SessionBroken, encode_frame, encode_reset
 from edgetun_core.wire.hello import MAX_EXCHANGE_WINDOW_BYTES, Windows
-from edgetun_core.wire.lanes import Lane
+from edgetun_core.wire.lanes import NOBODY, Lane
 from edgetun_core.wire.sending import Sending
 
 MAX_PARKED_BYTES: Final = 64 * 1024 * 1024
@@ -94,7 +93,7 @@ class Outlet:
         # Credit we have.
         self.send_window = 0
         self.send_left = 0
-        self.blocked: deque[Sending] = deque()
+        self.blocked: list[Sending] = []
         """Exchanges that wait for the session's credit."""
 
     # --- lanes
@@ -133,7 +132,7 @@ class Outlet:
         lane = self.lane(number)
         lane.is_paused = False
         lane.replies = 0
-        waiting, lane.waiting = lane.waiting, []
+        waiting, lane.waiting = lane.waiting, NOBODY
         for exchange in waiting:
             if exchange.flow is not None:
                 exchange.flow.in_waiting = False
@@ -227,11 +226,13 @@ class Outlet:
         if self.send_left > frames.MAX_CREDIT:
             raise SessionBroken(f"CREDIT of the session adds up to more than {frames.MAX_CREDIT}")
         # In turn, each as far as it gets: those that still miss something queue again.
-        blocked = self.blocked
-        for _ in range(len(blocked)):
+        if not self.blocked or self.send_left <= 0:
+            return
+        blocked, self.blocked = self.blocked, []
+        for position, exchange in enumerate(blocked):
             if self.send_left <= 0:
+                self.blocked[:0] = blocked[position:]
                 return
-            exchange = blocked.popleft()
             if exchange.flow is not None:
                 exchange.flow.in_blocked = False
             exchange.pump()

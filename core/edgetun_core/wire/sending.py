@@ -243,7 +243,11 @@ class Sending:
                 self.mux.blocked.append(self)
         elif self.lane.is_paused and not flow.in_waiting:
             flow.in_waiting = True
-            self.lane.waiting.append(self)
+            waiting = self.lane.waiting
+            if isinstance(waiting, list):
+                waiting.append(self)
+            else:
+                self.lane.waiting = [self]
         if not flow.is_stopped:
             flow.is_stopped = True
             if not flow.pending_end:

@@ -27,13 +27,16 @@ _DEFAULT_PORT: Final = {b"http": b":80", b"https": b":443"}
 _AROUND_COMMAS = re.compile(rb"[ \t]*+,[ \t]*+")
 
 
+_NOBODY: Final[frozenset[bytes]] = frozenset()
+
+
 class QueryFilter:
     """Leaves the parameters of `CacheRule.ignore_query` out of a target: names, or prefixes that end in `*`."""
 
     __slots__ = ("_names", "_prefixes")
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
-        self._names = frozenset(p.encode() for p in patterns if not p.endswith("*"))
+        self._names = frozenset(p.encode() for p in patterns if not p.endswith("*")) if patterns else _NOBODY
         self._prefixes = tuple(p[:-1].encode() for p in patterns if p.endswith("*"))
 
     def strip(self, target: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """The TLS front: handshakes under our own count and deadline, then HTTP/2 or HTTP/1.1 as was agreed (ALPN).
 
 Connections are accepted here and not by the loop's server: each takes a counted place from its first packet and can be dropped.
-TLS itself is tls_transport.py.
+TLS itself is `edgetun_core.transport.tls_transport`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 
 from edgetun_core.http.message import Peer
 from edgetun_core.proxy_protocol import Endpoints
+from edgetun_core.transport.tls_transport import TlsTransport
 from edgetun_exitnode.front.addresses import normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore, sni_of
 from edgetun_exitnode.front.context import FrontContext
@@ -21,7 +23,6 @@ from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.passthrough import Passthrough
 from edgetun_exitnode.front.ports import StreamFronts
 from edgetun_exitnode.front.servers import BACKLOG, Front, peer_of
-from edgetun_exitnode.front.tls_transport import TlsTransport
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,18 @@ _RELOAD_EVERY_S = 5.0
 _ACCEPTED_AT_ONCE = 64
 """Connections taken in one go before the loop gets a turn."""
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class VisitorTls(TlsTransport):
+    """A visitor's TLS connection."""
+
+    __slots__ = ("begun", "told")
+
+    def __init__(self, front: TlsFront, context: ssl.SSLContext, told: Endpoints | None) -> None:
+        super().__init__(front, context)
+        self.begun = front.now
+        self.told = told
+        """What a trusted proxy said of the visitor."""
 
 
 class TlsFront(Front):
@@ -53,7 +66,7 @@ class TlsFront(Front):
             else None
         )
         self._certificates = certificates
-        self._handshakes: dict[TlsTransport, str] = {}
+        self._handshakes: dict[VisitorTls, str] = {}
         self._attaching: set[asyncio.Task[None]] = set()
         self._reload_at = self.now + _RELOAD_EVERY_S
         self._resting: set[socket.socket] = set()
@@ -117,43 +130,47 @@ class TlsFront(Front):
                 sock.close()
                 return
         self.counters.tls_handshakes += 1
-        transport = TlsTransport(self, self._certificates.context, told)
+        transport = VisitorTls(self, self._certificates.context, told)
         self._handshakes[transport] = address
         task = self._loop.create_task(self._attach(transport, sock))
         self._attaching.add(task)
         task.add_done_callback(self._attaching.discard)
 
-    async def _attach(self, transport: TlsTransport, sock: socket.socket) -> None:
+    async def _attach(self, transport: VisitorTls, sock: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: transport, sock)
         except OSError as error:
-            self.handshake_failed(error)
-            self.handshake_over(transport, failed=True)
+            self.handshake_failed(transport, error)
         except BaseException:
             sock.close()
             raise
 
-    def make_connection(self) -> H1Connection:
-        """What a connection begins as when its handshake is done; `connected` is called next."""
+    def handshake_done(self, transport: TlsTransport) -> H1Connection:
+        """What a connection begins as; `connected` is called next."""
+        self._handshake_over(transport)
         return H1Connection(self)
 
-    def handshake_over(self, transport: TlsTransport, *, failed: bool) -> None:
-        """Gives the place of a handshake back."""
-        address = self._handshakes.pop(transport, None)
-        if address is None:
-            return
-        self.addresses.remove(address)
-        if failed:
+    def handshake_failed(self, transport: TlsTransport, error: Exception | None) -> None:
+        """See `TlsOwner`."""
+        if error is not None:
+            _log.debug("a TLS handshake failed: %s", error)
+        if self._handshake_over(transport):
             self.counters.tls_handshake_failures += 1
             self._notice_empty()
 
-    def handshake_failed(self, error: Exception) -> None:
-        _log.debug("a TLS handshake failed: %s", error)
+    def _handshake_over(self, transport: TlsTransport) -> bool:
+        """Gives the place of a handshake back; False when that was done before."""
+        assert isinstance(transport, VisitorTls)
+        address = self._handshakes.pop(transport, None)
+        if address is None:
+            return False
+        self.addresses.remove(address)
+        return True
 
     def connected(self, connection: H1Connection) -> None:
         """The handshake is done; the connection was admitted before it."""
         transport = connection.transport
-        assert isinstance(transport, TlsTransport)
+        assert isinstance(transport, VisitorTls)
         told = transport.told
         address, port = peer_of(transport) if told is None else (told.source, told.source_port)
         local = self.local_of(transport) if told is None else (told.destination, told.destination_port)
@@ -200,7 +217,7 @@ class TlsFront(Front):
         if self._passthrough is not None:
             self._passthrough.sweep(self.now)
         late = self.now - self.limits.tls_handshake_s
-        for transport in [transport for transport in self._handshakes if transport.begun <= late]:
+        for transport in [one for one in self._handshakes if one.begun <= late]:
             transport.abort()
         if self.now >= self._reload_at:
             self._reload_at = self.now + _RELOAD_EVERY_S
