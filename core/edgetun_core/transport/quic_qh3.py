@@ -9,8 +9,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from typing import Any, Final, cast
 
 from qh3.quic import events
@@ -127,29 +126,34 @@ class Qh3Connection(QuicConnection):
         if len(waiting) > JOIN_FROM_EVENTS:
             self._join_pieces(waiting)
         while waiting:
-            event = waiting.popleft()
-            match event:
-                case events.StreamDataReceived():
-                    if event.data:
-                        sink.stream_data(event.stream_id, event.data)
-                    if event.end_stream:
-                        sink.stream_ended(event.stream_id)
-                case events.DatagramFrameReceived():
-                    sink.datagram(event.data)
-                case events.HandshakeCompleted():
-                    self.is_resumed = event.session_resumed
-                    sink.handshake_done(event.alpn_protocol)
-                case events.PingAcknowledged():
-                    self._where.acknowledged(event.uid)
-                case events.ConnectionIdIssued():
-                    sink.cid_issued(event.connection_id)
-                case events.ConnectionIdRetired():
-                    sink.cid_retired(event.connection_id)
-                case events.StreamReset() | events.StopSendingReceived():
+            self._events = []  # type: ignore[assignment]
+            for event in waiting:
+                self._tell(event, sink)
+            waiting = self._events
+
+    def _tell(self, event: events.QuicEvent, sink: Sink) -> None:
+        match event:
+            case events.StreamDataReceived():
+                if event.data:
+                    sink.stream_data(event.stream_id, event.data)
+                if event.end_stream:
                     sink.stream_ended(event.stream_id)
+            case events.DatagramFrameReceived():
+                sink.datagram(event.data)
+            case events.HandshakeCompleted():
+                self.is_resumed = event.session_resumed
+                sink.handshake_done(event.alpn_protocol)
+            case events.PingAcknowledged():
+                self._where.acknowledged(event.uid)
+            case events.ConnectionIdIssued():
+                sink.cid_issued(event.connection_id)
+            case events.ConnectionIdRetired():
+                sink.cid_retired(event.connection_id)
+            case events.StreamReset() | events.StopSendingReceived():
+                sink.stream_ended(event.stream_id)
 
     @staticmethod
-    def _join_pieces(waiting: deque[events.QuicEvent]) -> None:
+    def _join_pieces(waiting: MutableSequence[events.QuicEvent]) -> None:
         """Makes one event of many: a sender that takes its streams in turn gives each stream one packet's worth at a time."""
         streams: dict[int, list[bytes]] = {}
         others: list[events.QuicEvent] = []
@@ -377,7 +381,9 @@ def client_configuration(trust: Trust, server_name: str) -> QuicConfiguration:
 
 def connection(**options: Any) -> Qh3Connection:
     """One end of a connection; the options are the library's."""
-    return Qh3Connection(**options)
+    made = Qh3Connection(**options)
+    made._events = []  # type: ignore[assignment] # an empty deque is ten times as large
+    return made
 
 
 def _configuration(*, is_client: bool) -> QuicConfiguration:

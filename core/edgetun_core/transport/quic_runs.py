@@ -62,4 +62,6 @@ class Runs:
         self._bytes[lane] -= size
         if pieces:
             self.waiting[lane] = pieces  # behind the others
+        elif not self.waiting:
+            self.waiting, self._bytes = {}, {}  # emptied dicts keep their size
         return True

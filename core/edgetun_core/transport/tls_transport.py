@@ -47,18 +47,15 @@ class TlsTransport(asyncio.Transport, asyncio.BaseProtocol):
             "_is_at_end",
             "_is_partial",
             "_is_reading",
-            "_linger_s",
             "_owner",
             "_paused",
             "_raw",
         ),
-        *("_timer", "_unread", "is_closing_down", "is_open", "tls"),
+        *("_unread", "is_closing_down", "is_open", "tls"),
     )
 
-    def __init__(
-        self, owner: TlsOwner, context: ssl.SSLContext, *, server_name: str | None = None, linger_s: float = 0.0
-    ) -> None:
-        """`server_name` makes it the client's end. With `linger_s` a close waits that long at most for the other end to have read all."""
+    def __init__(self, owner: TlsOwner, context: ssl.SSLContext, *, server_name: str | None = None) -> None:
+        """`server_name` makes it the client's end."""
         self.is_open = False
         """The handshake is done, and neither side has ended the connection."""
         self.is_closing_down = False
@@ -72,8 +69,6 @@ class TlsTransport(asyncio.Transport, asyncio.BaseProtocol):
         self._app: Any = None
         self._raw: asyncio.Transport | None = None
         self._error: Exception | None = None
-        self._linger_s = linger_s
-        self._timer: asyncio.TimerHandle | None = None
         self._is_reading = False
         self._is_partial = True
         """OpenSSL may hold the beginning of a record: what is pending says nothing of its length then."""
@@ -118,8 +113,6 @@ class TlsTransport(asyncio.Transport, asyncio.BaseProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._desk.leave(self)
-        if self._timer is not None:
-            self._timer.cancel()
         self._unread = b""
         self.is_closing_down = True
         self.is_open = False
@@ -191,7 +184,7 @@ class TlsTransport(asyncio.Transport, asyncio.BaseProtocol):
                     return
                 if not data:  # close_notify (RFC 8446 §6.1)
                     self._app.eof_received()
-                    self._linger_s = 0.0
+                    self._is_at_end = True
                     self.close()
                     return
                 self._app.data_received(data)
@@ -279,20 +272,15 @@ class TlsTransport(asyncio.Transport, asyncio.BaseProtocol):
             self._flush()
         self._unread = b""
         raw = self._raw
-        if raw is None:
-            return
-        if was_open and self._linger_s and not raw.is_closing() and raw.can_write_eof():
-            self._linger(raw)
-        else:
-            raw.close()
+        if raw is not None:
+            if was_open and not self._is_at_end and not raw.is_closing():
+                self._close_raw(raw)
+            else:
+                raw.close()
 
-    def _linger(self, raw: asyncio.Transport) -> None:
-        """Reads on and drops it: with unread bytes the kernel would reset the connection, and what was said last might not arrive."""
-        raw.write_eof()
-        if self._paused:
-            self._paused = False
-            raw.resume_reading()
-        self._timer = asyncio.get_running_loop().call_later(self._linger_s, raw.abort)
+    def _close_raw(self, raw: asyncio.Transport) -> None:
+        """We have said our last, and the other end has not."""
+        raw.close()
 
     def abort(self) -> None:
         self.is_closing_down = True
@@ -374,9 +362,35 @@ class TlsTransport(asyncio.Transport, asyncio.BaseProtocol):
 
 
 class LinkTls(TlsTransport, asyncio.BufferedProtocol):
-    """One for much data: what the socket brings is read into the desk's buffer, and not into a new one each time."""
+    """One for much data: what the socket brings is read into the desk's buffer, and not into a new one each time.
 
-    __slots__ = ()
+    A close waits for the other end to have read all, `linger_s` at most.
+    """
+
+    __slots__ = ("_linger_s", "_timer")
+
+    def __init__(
+        self, owner: TlsOwner, context: ssl.SSLContext, *, linger_s: float, server_name: str | None = None
+    ) -> None:
+        super().__init__(owner, context, server_name=server_name)
+        self._linger_s = linger_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def _close_raw(self, raw: asyncio.Transport) -> None:
+        """Reads on and drops it: with unread bytes the kernel would reset the connection, and what was said last might not arrive."""
+        if not raw.can_write_eof():
+            raw.close()
+            return
+        raw.write_eof()
+        if self._paused:
+            self._paused = False
+            raw.resume_reading()
+        self._timer = asyncio.get_running_loop().call_later(self._linger_s, raw.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._desk.raw

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 NOBODY: Final[tuple[()]] = ()
+NO_REST: Final = bytearray()
+"""Of lanes on which no frame came in parts yet. Never written to."""
 
 
 class Lane:
@@ -47,10 +49,17 @@ class Lane:
         self.replies = 0
         """Frames we were made to write while the lane was paused."""
         self.received_at = 0.0
-        self.rest = bytearray()
+        self.rest = NO_REST
         self.left = 0
         self.stream: Exchange | Early | None = None
         self.stream_ends = False
+
+    def keep(self, data: bytes) -> None:
+        """Puts the beginning of a frame behind what is kept."""
+        if self.rest is NO_REST:
+            self.rest = bytearray(data)
+        else:
+            self.rest += data
 
     def take_writes(self, writes: list[tuple[int, bytes]]) -> None:
         """Moves what waits into `writes`, joined: on the way a header by itself costs more than the copy of a payload."""

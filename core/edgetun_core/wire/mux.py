@@ -261,7 +261,7 @@ class Mux(Outlet):
             except Exception as bug:  # noqa: BLE001 - the edge between the protocol and whoever handles its exchanges
                 self._on_bug(number, bug)
         if position < size:
-            lane.rest += data[position:]
+            lane.keep(data[position:])
 
     def _receive_beginning(self, lane: Lane, data: bytes, start: int, kind: int, number: int, length: int) -> None:
         """A frame of which a part is here. Large DATA goes on in pieces; the rest of other frames is waited for."""
@@ -274,7 +274,7 @@ class Mux(Outlet):
             return
         if length > MAX_PAYLOAD_BYTES.get(kind, -1):
             self._check_kind(kind, length)
-        lane.rest += data[start - HEADER_BYTES :]
+        lane.keep(data[start - HEADER_BYTES :])
 
     def _receive_rest(self, lane: Lane, data: bytes, position: int) -> int:
         """Completes the frame whose beginning waits in `rest`; returns where in `data` the next one begins."""

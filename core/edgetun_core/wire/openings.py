@@ -20,6 +20,9 @@ MAX_UNOPENED: Final = 1024
 """Exchanges of which something came on a bulk lane before their HEAD."""
 
 
+_NONE: Final[frozenset[int]] = frozenset()
+
+
 class Openings:
     """The peer's exchange ids, as far as they have come in."""
 
@@ -28,7 +31,7 @@ class Openings:
     def __init__(self, first: int) -> None:
         self._first = first
         self.expected = first
-        self._ahead: set[int] = set()
+        self._ahead: set[int] | frozenset[int] = _NONE
         self.early: dict[int, Early] = {}
         """By id: what came before the HEAD."""
 
@@ -38,14 +41,18 @@ class Openings:
             number += 2
             ahead = self._ahead
             while number in ahead:
+                assert isinstance(ahead, set)
                 ahead.remove(number)
                 number += 2
             self.expected = number
             return
         if self.has_come(number):
             raise SessionBroken(f"exchange {number}: opened twice")
-        self._ahead.add(number)
-        if len(self._ahead) > MAX_IDS_AHEAD:
+        ahead = self._ahead
+        if not isinstance(ahead, set):
+            ahead = self._ahead = set()
+        ahead.add(number)
+        if len(ahead) > MAX_IDS_AHEAD:
             raise SessionBroken(f"exchange {self.expected} never came, {MAX_IDS_AHEAD} later ones did")
 
     def has_come(self, number: int) -> bool:

@@ -508,6 +508,8 @@ class CacheStage:
     def forget(self, flight: Flight) -> None:
         """A flight is over."""
         self.flights.pop(flight.id, None)
+        if not self.flights:
+            self.flights = {}  # an emptied dict keeps its size, and there is one per tunnel
 
     def decorate(self, head: ResponseHead, detail: bytes) -> ResponseHead:
         """The head with our Cache-Status, made once per head."""

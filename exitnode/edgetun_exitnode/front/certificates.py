@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ class CertificateStore:
         if certificate is None:
             return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
         tls.context = certificate.context
-        setattr(tls, _SNI, name)
+        setattr(tls, _SNI, sys.intern(name))  # visitors of one host share it
         return None
 
 

@@ -13,6 +13,8 @@ from edgetun_exitnode.front.h1_exchange import RAW
 if TYPE_CHECKING:
     from edgetun_exitnode.front.h1 import H1Connection
 
+SPARE_S: Final = 2.0
+"""An object that waits for the connection's next request is let go after this long."""
 SLOW_GRACE_S: Final = 5.0
 """A silent body or a stalled reader may be put out for others only after this long."""
 
@@ -36,6 +38,8 @@ def check_deadline(connection: H1Connection, now: float) -> None:
     exchange = connection.exchange
     if exchange is None:
         if connection.held is None:
+            if silent_s > SPARE_S:
+                connection.spare = None
             if silent_s > limits.keep_alive_s:
                 connection.close()
         elif silent_s > limits.head_s:

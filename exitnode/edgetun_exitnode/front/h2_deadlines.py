@@ -5,14 +5,12 @@ Called from the front's sweep, once a second per connection; an idle connection 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from edgetun_core.http.h2 import Code
 from edgetun_core.http.h2.frames import DATA, HEADER, HEADER_BYTES, MAX_STREAM_ID, ConnectionBroken
 from edgetun_core.http.multiplexed import RequestRefused
-
-_SPARE_S: Final = 2.0
-"""An object that waits for the connection's next request is let go after this long."""
+from edgetun_exitnode.front.deadlines import SPARE_S
 
 if TYPE_CHECKING:
     from edgetun_exitnode.front.h2 import H2Connection
@@ -60,8 +58,9 @@ def check_h2_deadline(connection: H2Connection, now: float) -> None:
             if stream.id in connection.streams:
                 _check_stream(connection, stream, now)
     else:
-        if connection.spare is not None and now - connection.active > _SPARE_S:
+        if connection.spare is not None and now - connection.active > SPARE_S:
             connection.spare = None
+            connection.streams = {}  # an emptied dict keeps its size
         if now - connection.active > limits.keep_alive_s:
             connection.finish_shut_down()
     connection.flush()

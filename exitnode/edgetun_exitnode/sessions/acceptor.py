@@ -89,7 +89,7 @@ class SessionAcceptor:
         self._pending: dict[str, _Admitted] = {}
         self._admitted: dict[SessionRunner, _Admitted] = {}
         self._by_session_id: dict[str, SessionRunner] = {}
-        self._by_agent: dict[str, set[SessionRunner]] = {}
+        self._by_agent: dict[str, tuple[SessionRunner, ...]] = {}
         self._cut_off_since: float | None = None
         self.is_draining = False
         self._datagrams_before = DatagramCounters()
@@ -185,7 +185,7 @@ class SessionAcceptor:
         old = self._by_session_id.get(hello.session_id)
         self._by_session_id[hello.session_id] = runner
         self._admitted[runner] = admitted
-        self._by_agent.setdefault(hello.agent_id, set()).add(runner)
+        self._by_agent[hello.agent_id] = (*self._by_agent.get(hello.agent_id, ()), runner)
         self._serve(runner, hello, admitted)
         if old is not None and old in self._admitted:
             self._admitted[old].is_checked = True
@@ -200,7 +200,7 @@ class SessionAcceptor:
 
         Where a session was opened anew the path was lost, and maybe that of the process's other sessions with it.
         """
-        for runner in list(self._by_agent.get(hello.agent_id, ())):
+        for runner in self._by_agent.get(hello.agent_id, ()):
             theirs = runner.hello
             of_it = self._admitted.get(runner)
             if theirs is None or of_it is None or of_it is admitted:
@@ -240,11 +240,11 @@ class SessionAcceptor:
             del self._by_session_id[hello.session_id]
         if hello is not None and admitted is not None:
             self.taken_over_total += admitted.is_checked
-            siblings = self._by_agent.get(hello.agent_id)
-            if siblings is not None:
-                siblings.discard(runner)
-                if not siblings:
-                    del self._by_agent[hello.agent_id]
+            siblings = tuple(other for other in self._by_agent.get(hello.agent_id, ()) if other is not runner)
+            if siblings:
+                self._by_agent[hello.agent_id] = siblings
+            else:
+                self._by_agent.pop(hello.agent_id, None)
             log.info("agent %s left: %s", hello.agent_id, error or "closed in good order")
             self.on_change()
 

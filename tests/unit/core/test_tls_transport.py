@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.transport.tls_transport import Opening, TlsTransport
+from edgetun_core.transport.tls_transport import LinkTls, Opening, TlsTransport
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ class Side:
         self.above = Above()
         self.wire = Wire()
         self.opening = Opening(lambda: self.above)
-        self.tls = TlsTransport(self.opening, context, server_name=server_name, linger_s=linger_s)
+        self.tls: TlsTransport = TlsTransport(self.opening, context, server_name=server_name)
+        if linger_s:
+            self.tls = LinkTls(self.opening, context, server_name=server_name, linger_s=linger_s)
 
 
 class Pair:
@@ -352,6 +354,7 @@ async def test_a_close_that_lingers_reads_on_until_the_other_side_has_ended(ca: 
     assert pair.client.above.is_over
     assert pair.client.wire.ended == "closed", "the other side has said its end: there is nothing to wait for"
     assert not pair.server.above.received
+    assert isinstance(pair.server.tls, LinkTls)
     timer = pair.server.tls._timer
     pair.server.tls.connection_lost(None)
     assert timer is not None

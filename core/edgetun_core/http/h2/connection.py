@@ -81,7 +81,7 @@ class Connection(Controls[S]):
         # Heads by header block, as long as the dynamic table stays as it is.
         self._known: dict[bytes, Any] = {}
         # Streams that the peer left out, and so closed without ever opening them.
-        self._skipped: list[range] = []
+        self._skipped: tuple[range, ...] = ()
 
     # For subclasses.
 
@@ -363,8 +363,8 @@ class Connection(Controls[S]):
         return False
 
     def _begin(self, stream_id: int, end: bool) -> S:
-        if stream_id != self.last_peer_id + 2:
-            self._skipped = [*self._skipped[-_MOST_SKIPPED:], range(self.last_peer_id + 1, stream_id)]
+        if stream_id > self.last_peer_id + 2:
+            self._skipped = (*self._skipped[-_MOST_SKIPPED:], range(self.last_peer_id + 1, stream_id))
         self.last_peer_id = stream_id
         stream = self.make_stream()
         stream.begin(stream_id)
@@ -430,7 +430,7 @@ class Connection(Controls[S]):
     def _frame_on_closed(self, stream_id: int, name: str) -> None:
         """DATA or HEADERS on a stream that is no more (RFC 9113 §5.1, "closed")."""
         self.guard.spend_control()
-        by_peer = self._resets.get(stream_id)
+        by_peer = None if self._resets is None else self._resets.get(stream_id)
         if by_peer is None:
             raise ConnectionBroken(Code.STREAM_CLOSED, f"{name} on a stream that was closed (RFC 9113 §5.1)")
         if by_peer:

@@ -72,7 +72,7 @@ class Controls(Outlet[S]):
         self.last_peer_id = 0
         self.settings_acknowledged = False
         self._next_id = 2 if is_server else 1
-        self._priorities: dict[int, Priority] = {}
+        self._priorities: dict[int, Priority] | None = None
 
     # For subclasses.
 
@@ -230,6 +230,8 @@ class Controls(Outlet[S]):
             stream.set_priority(priority)
         elif prioritized > self.last_peer_id:
             # It may overtake the request; kept for as many streams as there may be.
+            if self._priorities is None:
+                self._priorities = {}
             self._priorities[prioritized] = priority
             if len(self._priorities) > self.limits.max_concurrent_streams:
                 del self._priorities[next(iter(self._priorities))]

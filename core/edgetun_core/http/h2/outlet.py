@@ -63,7 +63,8 @@ class Outlet(Generic[S]):
         self.schedule = Schedule()
         self.streams: dict[int, S] = {}
         self.out: list[bytes | memoryview] = []
-        self.full: list[Stream] = []
+        # What most connections never have is a tuple, or made when it is needed: one at rest is to be small.
+        self.full: tuple[Stream, ...] = ()
         """Streams whose writers are paused."""
         self.queued_bytes = 0
         self.send_window = DEFAULT_WINDOW_BYTES
@@ -72,8 +73,8 @@ class Outlet(Generic[S]):
         self.is_blocked = False
         """The transport takes nothing for now: heads and DATA stay here."""
         self.table_change = False
-        self._held: list[Stream] = []
-        self._resets: dict[int, bool] = {}
+        self._held: tuple[Stream, ...] = ()
+        self._resets: dict[int, bool] | None = None
         """The last streams that were reset, and whether by the peer."""
 
     # Taken by whoever has the transport.
@@ -96,7 +97,7 @@ class Outlet(Generic[S]):
         return not self.is_blocked and (bool(self._held) or (bool(self.schedule) and self.send_window > 0))
 
     def _produce(self, most_bytes: int) -> None:
-        held, self._held = self._held, []
+        held, self._held = self._held, ()
         for stream in held:
             frames = stream.held_head
             if frames is None:
@@ -168,10 +169,10 @@ class Outlet(Generic[S]):
         if self.queued_bytes > limits.connection_queue_bytes // _LOW:
             return
         waiting = self.full
-        self.full = []
+        self.full = ()
         for stream in waiting:
             if stream.queued_bytes > limits.stream_queue_bytes // _LOW:
-                self.full.append(stream)
+                self.full = (*self.full, stream)
             elif stream.is_full:
                 stream.is_full = False
                 stream.on_room()
@@ -191,7 +192,7 @@ class Outlet(Generic[S]):
         """Keeps a head until the transport takes something again."""
         if stream.held_head is None:
             stream.held_head = frames
-            self._held.append(stream)
+            self._held = (*self._held, stream)
         else:
             stream.held_head += frames
 
@@ -250,7 +251,7 @@ class Outlet(Generic[S]):
         stream.ends = True
         if stream.is_full:
             stream.is_full = False
-            self.full.remove(stream)
+            self.full = tuple(other for other in self.full if other is not stream)
         if stream.withheld:
             self._return_withheld(stream)
         self.streams.pop(stream.id, None)
@@ -263,6 +264,8 @@ class Outlet(Generic[S]):
 
     def remember_reset(self, stream_id: int, *, by_peer: bool) -> None:
         """Frames that crossed a reset are told from frames on a stream that ended (RFC 9113 §5.1, "closed")."""
+        if self._resets is None:
+            self._resets = {}
         self._resets[stream_id] = by_peer
         if len(self._resets) > _RESETS_REMEMBERED:
             del self._resets[next(iter(self._resets))]

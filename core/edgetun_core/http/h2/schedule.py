@@ -46,13 +46,17 @@ class _Class:
             self.by_turns.remove(stream)
 
 
+_NO_CLASSES: Final = (None,) * _URGENCIES
+"""Of a schedule that nothing was ever put in: most answers leave at once."""
+
+
 class Schedule:
     """The streams that have something to send and a window for it; one entry each."""
 
     __slots__ = ("_classes", "_count", "_picks")
 
     def __init__(self) -> None:
-        self._classes: list[_Class | None] = [None] * _URGENCIES
+        self._classes: list[_Class | None] | tuple[None, ...] = _NO_CLASSES
         self._count = 0
         self._picks = 0
 
@@ -65,9 +69,12 @@ class Schedule:
             return
         stream.is_scheduled = True
         self._count += 1
-        one = self._classes[stream.urgency]
+        classes = self._classes
+        if not isinstance(classes, list):
+            classes = self._classes = [None] * _URGENCIES
+        one = classes[stream.urgency]
         if one is None:
-            one = self._classes[stream.urgency] = _Class()
+            one = classes[stream.urgency] = _Class()
         if stream.in_order:
             heapq.heappush(one.in_order, (stream.id, stream))
         else:

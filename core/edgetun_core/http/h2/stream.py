@@ -198,7 +198,7 @@ class Stream:
             connection.schedule.add(self)
         if not end and not self.is_full and self.queued_bytes and connection.is_over(self):
             self.is_full = True
-            connection.full.append(self)
+            connection.full = (*connection.full, self)
             self.on_full()
 
     def put_trailers(self, block: bytes) -> None:
