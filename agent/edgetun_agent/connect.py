@@ -304,7 +304,10 @@ class Agent:
         runs_for_loss = session.runner is not None and session.runner.engine == LOSSY_ENGINE
         if session.is_lossy and not runs_for_loss:
             memory.found_lossy(now)
-            session.leave(LOSES_PACKETS)
+            # The others have the same path; one with little to send would be long in finding out.
+            for other in self._sessions:
+                if other.endpoint == session.endpoint and _may_bear_loss_better(other):
+                    other.leave(LOSES_PACKETS)
         elif not session.is_lossy and runs_for_loss and self.quic_engine != LOSSY_ENGINE and not memory.is_lossy(now):
             session.leave("the path is clean again")
 
@@ -649,6 +652,14 @@ class _Slot:
                 await self.hurry.wait()
         except TimeoutError:
             pass
+
+
+def _may_bear_loss_better(session: AgentSession) -> bool:
+    """Whether a session is by QUIC, without the congestion control that bears loss, and is to stay."""
+    runner = session.runner
+    if session.transport != "quic" or runner is None or runner.engine == LOSSY_ENGINE:
+        return False
+    return _is_serving(session) and not session.leaving_for
 
 
 def _is_serving(session: AgentSession) -> bool:

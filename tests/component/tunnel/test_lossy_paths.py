@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgetun_agent.connect import LOSES_PACKETS
 from support.bad_path import body_of, impaired
 from support.impairment import GOOD, Impairment
 from support.visitors import until
@@ -52,6 +53,18 @@ async def test_a_path_that_loses_packets_gets_the_congestion_control_for_it_and_
         before = await events.read(2000)
         assert before.count(b"data: ") > 50
         events.leave()
+
+
+async def test_what_one_session_learns_of_a_path_holds_for_the_others_that_have_the_same(tmp_path: Path) -> None:
+    """The other one sends next to nothing, so that it would never find out by itself."""
+    async with impaired(tmp_path, "qh3", GOOD, seed=3, sessions=2) as here:
+        await until(lambda: here.engines == ["qh3", "qh3"], 20.0)
+        session = here.agent._sessions[0]
+        assert session.runner is not None
+        session.on_path(session.runner, is_lossy=True)
+        assert [one.leaving_for for one in here.agent._sessions] == [LOSES_PACKETS] * 2
+        await until(lambda: here.engines == ["aioquic", "aioquic"], 20.0)
+        assert (await here.ask("/bytes/300000")).body == body_of(300_000)
 
 
 async def test_a_path_that_is_clean_again_gets_the_fast_engine_back(tmp_path: Path) -> None:

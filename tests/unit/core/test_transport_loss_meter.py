@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from edgetun_agent.lossy import LOSSY_FIRST_S, LossMemory
-from edgetun_core.transport.loss_meter import CLEAN_SHARE, WINDOW_PACKETS, LossMeter
+from edgetun_core.transport.loss_meter import CLEAN_SHARE, LOSSY_EPISODES, QUIET_EPISODES, WINDOW_PACKETS, LossMeter
 
 ROUND_TRIP_S = 0.05
 
@@ -32,6 +32,31 @@ def test_one_burst_is_one_episode_however_much_it_takes() -> None:
     meter = LossMeter()
     for number in range(200):
         assert meter.observe(1000 + number, number, ROUND_TRIP_S, 1.0 + number * 0.0002) is None
+
+
+def losses_until_told(rtt_s: float, *, grown_s: float = 0.0, at_once: int = 1, every: int = 100) -> int:
+    """How many episodes, `every` so many packets and of `at_once` packets each, it takes; the round trip has grown while they come."""
+    meter, lost = LossMeter(), 0
+    for sent in range(1, 3000):
+        is_lost = sent % every == 0
+        lost += is_lost * at_once
+        if meter.observe(sent, lost, rtt_s + grown_s * (sent > 10), sent * rtt_s / 20) == "lossy":
+            return sent // every
+    return 0
+
+
+def test_where_a_round_trip_is_long_three_losses_without_a_queue_are_enough() -> None:
+    assert losses_until_told(0.2) == QUIET_EPISODES
+    assert losses_until_told(0.005) == LOSSY_EPISODES
+
+
+def test_losses_that_come_with_a_queue_or_that_are_most_of_what_was_sent_are_not_told_sooner() -> None:
+    assert losses_until_told(0.2, grown_s=0.05) == LOSSY_EPISODES
+    assert losses_until_told(0.2, at_once=30) == LOSSY_EPISODES  # a start that doubled into a short queue
+
+
+def test_three_losses_among_many_packets_are_none_of_a_lossy_path() -> None:
+    assert losses_until_told(0.2, every=250) == 0
 
 
 def test_a_clean_path_is_told_now_and_then() -> None:
