@@ -123,6 +123,7 @@ class Pair:
             assert data
             self.pipes.setdefault((end.name, lane), deque()).append(data)
             self.sent[end.name, lane] = self.sent.get((end.name, lane), 0) + len(data)
+        end.session.flushed()
 
     def on_the_way(self, end: End, lane: int = 0) -> bytes:
         """What an end has sent on a lane and has not arrived."""

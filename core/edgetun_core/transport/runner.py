@@ -351,6 +351,7 @@ class SessionRunner:
                 counters.bytes_out += len(data)
                 counters.writes += 1
                 link.write(lane, data)
+            session.flushed()
             datagrams = session.mux.datagrams
             if datagrams.out:
                 self._write_datagrams(datagrams)

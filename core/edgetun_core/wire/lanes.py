@@ -23,6 +23,8 @@ class Lane:
     """
 
     __slots__ = (
+        "fresh",
+        "is_full",
         "is_paused",
         "is_watched",
         "left",
@@ -40,6 +42,10 @@ class Lane:
     def __init__(self, number: int) -> None:
         self.number = number
         self.out: list[bytes | memoryview] = []
+        self.fresh = 0
+        """Bytes of longer bodies since the last flush."""
+        self.is_full = False
+        """Paused by us until the flush, which shows whether the link takes more."""
         self.is_paused = False
         self.is_watched = False
         """The peer pings here, so that its silence means something."""
@@ -66,3 +72,4 @@ class Lane:
         out = self.out
         writes.append((self.number, b"".join(out)))
         out.clear()
+        self.fresh = 0

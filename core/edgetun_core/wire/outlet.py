@@ -48,6 +48,7 @@ class Outlet:
         "_control",
         "_dirty",
         "_early_trailers",
+        "_full",
         "_open_lane",
         "_regular",
         "_session_window",
@@ -75,6 +76,7 @@ class Outlet:
         self._open_lane = self.lanes[0]
         self._burst = OPENS_PER_LANE
         self._dirty: list[Lane] = []
+        self._full: list[Lane] = []
         # Credit we gave.
         self.exchange_window = windows.exchange_window
         self.exchange_low = windows.exchange_window // 2
@@ -123,14 +125,29 @@ class Outlet:
 
     def pause_lane(self, number: int) -> None:
         """The link has too much of this lane to send. Producers are paused as they come by (flow.py)."""
-        self.lane(number).is_paused = True
+        lane = self.lane(number)
+        lane.is_paused = True
+        lane.is_full = False
         if self._open_lane.is_paused:
             self._choose_open_lane()
+
+    def fill_lane(self, lane: Lane) -> None:
+        """Bodies have put enough on a lane for this tick. `flushed` goes on, unless the link has paused it by then."""
+        if not lane.is_full:
+            lane.is_full = lane.is_paused = True
+            self._full.append(lane)
+
+    def flushed(self) -> None:
+        """See `Session.flushed`."""
+        full, self._full = self._full, []
+        for lane in full:
+            if lane.is_full:
+                self.resume_lane(lane.number)
 
     def resume_lane(self, number: int) -> None:
         """The link takes more again."""
         lane = self.lane(number)
-        lane.is_paused = False
+        lane.is_paused = lane.is_full = False
         lane.replies = 0
         waiting, lane.waiting = lane.waiting, NOBODY
         for exchange in waiting:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WIDEN_WITHIN_S: Final = 0.01
 """A window of which half is gone sooner than this is widened on the shortest of paths too: every CREDIT is a write and a read."""
+FAST_PATH_BYTES_S: Final = 25_000_000
+"""What a path may carry that is no reason to wait: a sender in its slow start must not stand still for credit on the way there."""
 LONG_AGO: Final = float("-inf")
 
 
@@ -241,7 +243,7 @@ class Exchange(Sending):
         if rtt_s > WIDEN_WITHIN_S:
             # Every step costs a round trip, so they are large, and the first need not show that it is wanted.
             is_fast = not flow.granted_at or self.mux.now - flow.granted_at < 2 * rtt_s
-            wider = min(4 * flow.window, most)
+            wider = min(max(4 * flow.window, int(FAST_PATH_BYTES_S * rtt_s)), most)
         else:
             is_fast = bool(flow.granted_at) and self.mux.now - flow.granted_at < WIDEN_WITHIN_S
             wider = min(2 * flow.window, most, max(SHORT_PATH_WINDOW_BYTES, flow.window))

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MAX_PENDING_BYTES: Final = MAX_EXCHANGE_WINDOW_BYTES + MAX_DATA_BYTES
 """What a paused producer may still push: a read, or the credit it had given itself when it is a session too."""
 
+MAX_FRESH_BYTES: Final = 512 * 1024
+"""What bodies put on a lane within one tick of the loop: a socket may be read many times in one, before the link can say that it has enough."""
+
 _pack = HEADER.pack
 
 
@@ -132,6 +135,9 @@ class Sending:
         out.append(data)
         flow.sent += size
         self.send_left -= size
+        lane.fresh += size
+        if lane.fresh > MAX_FRESH_BYTES and not lane.is_paused:
+            mux.fill_lane(lane)
         if not self.send_left or not mux.send_left or lane.is_paused:
             self._stop(flow)
 
@@ -192,6 +198,9 @@ class Sending:
             flow.sent += size
             if not lane.out:
                 mux.mark(lane)
+            lane.fresh += size
+            if lane.fresh > MAX_FRESH_BYTES:
+                mux.fill_lane(lane)
             lane.out.append(_pack((WORD_DATA_END if is_last else WORD_DATA) | size, self.id))
             lane.out.append(piece)
             if is_last:

@@ -183,6 +183,10 @@ class Session:
             self._settle()
         return self.mux.data_to_send()
 
+    def flushed(self) -> None:
+        """What `data_to_send` gave is with the link, which has paused the lanes of which it has too much."""
+        self.mux.flushed()
+
     @property
     def closed_with(self) -> Close | None:
         """Set when the session is over: the code and the reason to close the link with."""

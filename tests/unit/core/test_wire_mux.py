@@ -10,7 +10,8 @@ from edgetun_core.wire import frames, openings
 from edgetun_core.wire.frames import MAX_DATA_BYTES, SessionBroken, encode_frame
 from edgetun_core.wire.heads import encode_request, encode_response, encode_trailers
 from edgetun_core.wire.hello import Hello, Windows
-from edgetun_core.wire.sending import MAX_PENDING_BYTES
+from edgetun_core.wire.receiving import FAST_PATH_BYTES_S
+from edgetun_core.wire.sending import MAX_FRESH_BYTES, MAX_PENDING_BYTES
 from support.exchanges import Recorder
 from support.wire import HELLO, OK, Pair, frames_in, get
 
@@ -446,11 +447,43 @@ class TestCredit:
                 pair.settle()
             return next(iter(pair.edge.session.mux.exchanges.values())).flow.window
 
-        assert send(WINDOW // 2) == 4 * WINDOW
+        wider = int(0.2 * FAST_PATH_BYTES_S)  # what the path may carry in a round trip
+        assert send(WINDOW // 2) == wider > 4 * WINDOW
         sink.pause_response()
-        send(4 * WINDOW)
+        send(wider)
         sink.resume_response()
-        assert send(0) == 4 * WINDOW
+        assert send(0) == wider
+
+    def test_a_source_that_is_read_many_times_in_a_tick_puts_a_bounded_piece_on_its_lane(self):
+        """A socket may be read so often before the link is asked whether it takes more."""
+        pair = Pair(windows=Windows(exchange_window=8 * 1024 * KIB))
+        visitor, _ = pair.edge.open()
+        pair.settle()
+        opened = pair.agent.opened[0]
+        opened.client.on_head(OK, False)
+        sent = 0
+        while ("pause",) not in opened.calls:
+            opened.client.on_data(bytes(MAX_DATA_BYTES), False)
+            sent += MAX_DATA_BYTES
+        assert MAX_FRESH_BYTES < sent <= MAX_FRESH_BYTES + 2 * MAX_DATA_BYTES
+        pair.settle()  # the link takes it, so the source goes on
+        assert opened.calls == [("pause",), ("resume",)]
+        assert len(visitor.body) == sent
+
+    def test_a_lane_that_the_link_pauses_is_not_taken_up_again_by_the_flush(self):
+        pair = Pair(windows=Windows(exchange_window=8 * 1024 * KIB))
+        visitor, _ = pair.edge.open()
+        pair.settle()
+        opened, mux = pair.agent.opened[0], pair.agent.session.mux
+        opened.client.on_head(OK, False)
+        opened.client.on_data(bytes(4 * 1024 * KIB), False)
+        assert sum(len(data) for _, data in pair.agent.session.data_to_send()) < MAX_FRESH_BYTES + 2 * MAX_DATA_BYTES
+        mux.pause_lane(0)
+        pair.agent.session.flushed()
+        assert pair.agent.session.data_to_send() == []
+        mux.resume_lane(0)
+        assert pair.agent.session.data_to_send()
+        assert not visitor.body
 
     def test_the_window_stays_where_the_reader_is_the_slow_one(self):
         pair = Pair()
