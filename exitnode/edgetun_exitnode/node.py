@@ -45,6 +45,7 @@ from edgetun_exitnode.pipeline.streams import StreamPlans
 from edgetun_exitnode.sessions.acceptor import SessionAcceptor
 from edgetun_exitnode.sessions.door import Door
 from edgetun_exitnode.sessions.registry import SessionRegistry
+from edgetun_exitnode.stage_memos import StageMemos
 
 if TYPE_CHECKING:
     from edgetun_exitnode.front.h3_front import H3Front
@@ -96,6 +97,7 @@ class ExitNode:
         self._clock = clock
         self._wall_clock = wall_clock
         self._views = Views()
+        self._memos = StageMemos()
         self.registry = SessionRegistry(clock, loop.call_later, lambda tunnel: tunnel in self.router.table.plans)
         self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
         self.store = Store(self.limits.cache_bytes, tenant_max_bytes=self.limits.cache_bytes_per_tunnel)
@@ -180,7 +182,7 @@ class ExitNode:
     def _build_forward(self, tunnel: TunnelRule, route: RouteRule) -> Handler:
         """The one stage of a TCP or UDP tunnel."""
         counters = self.router.table.plans[tunnel.id].counters
-        return ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
+        return ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock, self._memos)
 
     def open_disk(self, folder: Path) -> None:
         """Keeps stored responses in a folder too, where the limits allow it. Raises ConfigError when the folder cannot be used."""
@@ -224,7 +226,7 @@ class ExitNode:
 
     def _build_route(self, tunnel: TunnelRule, route: RouteRule, counters: TunnelCounters) -> RouteChain:
         """A route's chain, from the last stage to the first; stages it does not need are left out."""
-        forward = ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock)
+        forward = ForwardStage(tunnel, route, self.registry.pool(tunnel.id), counters, self._clock, self._memos)
         handler: Handler = forward
         cache: CacheStage | None = None
         if route.cache.mode != "off" or route.collapse.enabled:
@@ -237,15 +239,17 @@ class ExitNode:
                 self, tunnel.id, forward, relayed, lambda following: self._build_cache(tunnel, route, following)
             )
         if CompiledHeaderRules.is_needed(route.request_headers):
-            handler = RequestHeaderStage(route.request_headers, handler)
+            handler = RequestHeaderStage(route.request_headers, handler, self._memos)
         if CompiledHeaderRules.is_needed(route.response_headers):
-            handler = ResponseHeaderStage(route.response_headers, handler)
+            handler = ResponseHeaderStage(route.response_headers, handler, self._memos)
         if LimitStage.is_needed(route.limits):
             handler = limits = LimitStage(route.limits, self._clock, handler)
             if limits.rate is not None:
                 self._share_rate(f"{tunnel.id} {route.match} {route.path}", limits.rate)
         if CompressionStage.is_needed(route.compression):
-            handler = CompressionStage(route.compression, self.compressor, handler, asyncio.get_running_loop())
+            handler = CompressionStage(
+                route.compression, self.compressor, handler, asyncio.get_running_loop(), self._memos
+            )
         return RouteChain(handler, relayed)
 
     def _share_rate(self, name: str, rate: RateLimit) -> None:
@@ -266,6 +270,7 @@ class ExitNode:
             wall_clock=self._wall_clock,
             stats=self.cache_stats.setdefault(tunnel.id, CacheStats()),
             views=self._views,
+            memos=self._memos,
             partition=_origin_of(tunnel, route),
         )
 

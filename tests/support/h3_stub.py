@@ -13,8 +13,8 @@ from edgetun_core.transport.quic_connection import Ended
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.h3 import H3Connection
 from edgetun_exitnode.front.h3_exchange import H3Exchange
-from edgetun_exitnode.front.h3_front import KnownRequests
 from edgetun_exitnode.front.h3_response import date_line
+from edgetun_exitnode.front.memos import KnownRequests
 
 
 class StubQuic:

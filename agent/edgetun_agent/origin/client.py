@@ -14,8 +14,9 @@ from typing import Any
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import choose_authority
 from edgetun_agent.origin.connect import OriginDialler
-from edgetun_agent.origin.connection import KEEP_IDLE_S, HeadMemo, OriginConnection
+from edgetun_agent.origin.connection import KEEP_IDLE_S, OriginConnection
 from edgetun_agent.origin.exchange import OriginExchange, ProbeExchange, Upload
+from edgetun_agent.origin.memos import HeadMemo, RequestBlocks
 from edgetun_agent.origin.pool import Pool
 from edgetun_agent.origin.record import OriginRecord
 from edgetun_core.errors import (
@@ -31,14 +32,12 @@ from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.h1 import render_request
 from edgetun_core.http.h1_render import BodyFraming
 from edgetun_core.http.message import Peer, RequestHead
-from edgetun_core.memo import Memo
 from edgetun_core.snapshot import OriginRule
 
 QUEUE_PER_CONNECTION = 10
 """How many requests may wait for a connection, per connection allowed; one more is refused."""
 QUEUE_PATIENCE_S = 30.0
 SLOWEST_SWEEP_S = 1.0
-MEMO_HEADS = 512
 
 
 class OriginClient(OriginRecord):
@@ -54,15 +53,15 @@ class OriginClient(OriginRecord):
         record: OriginRecord | None = None,
     ) -> None:
         super().__init__(rule, service=service, recent=recent, on_health=on_health, record=record)
-        self.heads: HeadMemo = Memo(MEMO_HEADS)
-        self.heads_of_head: HeadMemo = Memo(MEMO_HEADS)
+        self.heads = HeadMemo()
+        self.heads_of_head = HeadMemo()
         self._dialler = OriginDialler(rule)
         self._authority = choose_authority(rule, self._dialler.address)
         self._prefix = self._dialler.address.prefix
         self._pool: Pool[OriginConnection, OriginExchange] = Pool(
             rule.max_connections, rule.max_connections * QUEUE_PER_CONNECTION
         )
-        self._blocks: Memo[RequestHead, bytes] = Memo(MEMO_HEADS)
+        self._blocks = RequestBlocks()
         self._dials: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep_s = min(
@@ -95,7 +94,7 @@ class OriginClient(OriginRecord):
                 client.on_reset(ProtocolError("the request announces a body and has none"))
                 return CLOSED
             block = self._render(head, "none")
-            self._blocks.put(head, block)
+            self._blocks.remember(head, block)
         exchange = OriginExchange(self, head, client)
         if self._idle and exchange.may_repeat:
             exchange.attach(self._idle.pop(), block)

@@ -12,16 +12,15 @@ import re
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
+from edgetun_agent.origin.memos import HeadMemo
 from edgetun_core.errors import EdgetunError, UpstreamBroken, UpstreamTimeout
 from edgetun_core.http.h1 import CHUNKED, UNTIL_CLOSE, ChunkedDecoder, H1Error, has_bare_line_end, parse_response
 from edgetun_core.http.message import ResponseHead
-from edgetun_core.memo import Memo
 
 if TYPE_CHECKING:
     from edgetun_agent.origin.exchange import OriginExchange
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_MEMO_BLOCK_BYTES = 4096
 MAX_INTERIM = 32
 WRITE_HIGH_BYTES = 256 * 1024
 WRITE_LOW_BYTES = 64 * 1024
@@ -53,9 +52,6 @@ class PreparedHead:
             said = _KEEP_ALIVE_TIMEOUT.search(block)
             # A second of margin: the origin's clock started before ours.
             self.keep_s = KEEP_IDLE_S if said is None else min(KEEP_IDLE_S, max(0.0, int(said[1]) - 1.0))
-
-
-HeadMemo = Memo[bytes, PreparedHead]
 
 
 class ConnectionOwner(Protocol):
@@ -232,8 +228,7 @@ class OriginConnection(asyncio.Protocol):
                 except H1Error as error:
                     self._broken(f"answered with something that is not valid HTTP/1.1: {error}")
                     return
-                if at <= MAX_MEMO_BLOCK_BYTES:
-                    memo.put(block, prepared)
+                memo.remember(block, prepared)
             status = prepared.head.status
             if status >= 200:
                 break

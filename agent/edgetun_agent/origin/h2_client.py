@@ -15,7 +15,6 @@ from typing import Final
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import choose_authority
 from edgetun_agent.origin.client import (
-    MEMO_HEADS,
     QUEUE_PATIENCE_S,
     QUEUE_PER_CONNECTION,
     SLOWEST_SWEEP_S,
@@ -26,6 +25,7 @@ from edgetun_agent.origin.connection import KEEP_IDLE_S
 from edgetun_agent.origin.h2_connection import H2OriginConnection
 from edgetun_agent.origin.h2_exchange import H2Exchange
 from edgetun_agent.origin.health import HealthState
+from edgetun_agent.origin.memos import ReceivedHeads, RequestBlocks
 from edgetun_agent.origin.record import OriginRecord
 from edgetun_core.errors import (
     Draining,
@@ -38,9 +38,8 @@ from edgetun_core.errors import (
 )
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.h2 import render_block
-from edgetun_core.http.message import Fields, Peer, RequestHead
-from edgetun_core.http.multiplexed import ReceivedResponse, build_request_fields
-from edgetun_core.memo import Memo
+from edgetun_core.http.message import Peer, RequestHead
+from edgetun_core.http.multiplexed import build_request_fields
 from edgetun_core.snapshot import OriginRule
 
 LEAST_QUEUE: Final = 100
@@ -74,8 +73,8 @@ class H2OriginClient(OriginRecord):
         self._running: set[H2Exchange] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._opening = 0
-        self._blocks: Memo[RequestHead, bytes] = Memo(MEMO_HEADS)
-        self.received_heads: Memo[Fields, ReceivedResponse] = Memo(MEMO_HEADS)
+        self._blocks = RequestBlocks()
+        self.received_heads = ReceivedHeads()
         self._http1: OriginClient | None = None
         """For WebSockets that the origin does not take over HTTP/2, and for an origin whose ALPN chose HTTP/1.1."""
         self._chose_http1 = False
@@ -160,7 +159,7 @@ class H2OriginClient(OriginRecord):
         block = self._blocks.get(head)
         if block is None:
             block = self._render(head)
-            self._blocks.put(head, block)
+            self._blocks.remember(head, block)
         self._running.add(exchange)
         exchange.attach(connection, block)
         self._watch()

@@ -28,7 +28,6 @@ CONNECTION_WINDOW_BYTES: Final = 32 * 1024 * 1024
 """Room for 128 streams that stand still: fewer of them never hold up the others."""
 WRITE_HIGH_BYTES: Final = 256 * 1024
 WRITE_LOW_BYTES: Final = 64 * 1024
-MAX_MEMO_HEAD_BYTES: Final = 4096
 PING_AFTER_S: Final = 30.0
 PING_AGAIN_S: Final = 310.0
 PONG_WITHIN_S: Final = 15.0
@@ -88,8 +87,7 @@ class H2OriginConnection(Connection[OriginStream], asyncio.Protocol):
         received = heads.get(key)
         if received is None:
             received = read_response(fields)
-            if received.head.size_bytes() <= MAX_MEMO_HEAD_BYTES:
-                heads.put(key, received)
+            heads.remember(key, received)
         return received
 
     def on_settings(self) -> None:

@@ -6,7 +6,8 @@ for `trailers`, `upgrade`) never stand in a head: fronts and the origin client t
 
 Heads are immutable and shared: parsers memoise them, so one object may serve thousands of exchanges. A stage that changes
 a head builds a new one (and memoises that). The slots under "prepared forms" cache renderings of the head; a front or a
-codec fills them on first use.
+codec fills them on first use. `recurs` says that a memo holds the head, so the same object comes again and what is made of it is worth
+keeping; of a head that comes once nobody keeps anything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from msgspec import Struct
 
 Field = tuple[bytes, bytes]
 Fields = tuple[Field, ...]
+
+_HEAD_BYTES = 600
+"""A head's object with the tuple of its fields and its prepared forms, without their bytes."""
+_FIELD_BYTES = 150
+"""A field's tuple and the two objects in it, without their bytes."""
 
 
 class Relayed(Struct, frozen=True, array_like=True):
@@ -49,6 +55,7 @@ class RequestHead:
         "h1",
         "method",
         "protocol",
+        "recurs",
         "relayed",
         "scheme",
         "service",
@@ -80,6 +87,7 @@ class RequestHead:
         self.h1: bytes | None = None
         self.wire: bytes | None = None
         self.view: object | None = None
+        self.recurs = False
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a field, or None; `name` in lower case."""
@@ -95,6 +103,10 @@ class RequestHead:
     def size_bytes(self) -> int:
         """Roughly what the head takes: for bounds, not for the wire."""
         return len(self.target) + len(self.authority) + sum(len(name) + len(value) for name, value in self.fields)
+
+    def memory_bytes(self) -> int:
+        """What the head and one rendering of it take in memory, by estimate: for memos."""
+        return _HEAD_BYTES + 2 * self.size_bytes() + _FIELD_BYTES * len(self.fields)
 
     def replace(
         self,
@@ -135,7 +147,7 @@ class ResponseHead:
     sent one; without it the front chooses the framing.
     """
 
-    __slots__ = ("fields", "h1", "h2", "h3", "status", "view", "wire")
+    __slots__ = ("fields", "h1", "h2", "h3", "recurs", "status", "view", "wire")
 
     def __init__(self, status: int, fields: Fields) -> None:
         self.status = status
@@ -146,6 +158,7 @@ class ResponseHead:
         self.h3: object | None = None
         self.wire: bytes | None = None
         self.view: object | None = None
+        self.recurs = False
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a field, or None; `name` in lower case."""
@@ -161,6 +174,10 @@ class ResponseHead:
     def size_bytes(self) -> int:
         """Roughly what the head takes: for bounds, not for the wire."""
         return sum(len(name) + len(value) for name, value in self.fields)
+
+    def memory_bytes(self) -> int:
+        """What the head and one rendering of it take in memory, by estimate: for memos."""
+        return _HEAD_BYTES + 2 * self.size_bytes() + _FIELD_BYTES * len(self.fields)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ResponseHead) and (self.status, self.fields) == (other.status, other.fields)

@@ -1,6 +1,6 @@
 """Heads as frame payloads: msgpack arrays, checked in full when they come in, because the peer may be hostile.
 
-Hot path: encoding is kept in `head.wire`, decoding is memoised by block (up to `MEMO_BLOCK_BYTES`), so a head that was seen
+Hot path: encoding is kept in `head.wire`, decoding is memoised by block (up to `MEMO_BLOCK_BYTES`, from the second time on), so a head that was seen
 lately costs one lookup and nothing is checked twice. Later versions may append elements to the arrays; readers skip them.
 """
 
@@ -14,13 +14,14 @@ from msgspec import Struct
 
 from edgetun_core.errors import LimitExceeded, ProtocolError
 from edgetun_core.http.message import Fields, Relayed, RequestHead, ResponseHead
-from edgetun_core.memo import Memo
+from edgetun_core.memo import RecurringMemo
 from edgetun_core.wire.frames import MAX_HEAD_BYTES
 
 MAX_FIELDS: Final = 200
 MAX_SERVICE_CHARS: Final = 512
 MEMO_BLOCK_BYTES: Final = 4096
-MEMO_CAPACITY: Final = 1024
+MEMO_BYTES: Final = 4 * 1024 * 1024
+"""What each of the two generations of a memo holds."""
 """Per kind of head; a generation of blocks of 4 KiB and what they decode to is about 10 MB at worst."""
 
 _NOT_TOKEN: Final = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9a-z]")
@@ -64,8 +65,17 @@ _decode_request = msgspec.msgpack.Decoder(_Request).decode
 _decode_response = msgspec.msgpack.Decoder(_Response).decode
 _decode_fields = msgspec.msgpack.Decoder(tuple[tuple[bytes, bytes], ...]).decode
 
-_requests: Final[Memo[bytes, RequestHead]] = Memo(MEMO_CAPACITY)
-_responses: Final[Memo[bytes, ResponseHead]] = Memo(MEMO_CAPACITY)
+
+def _weigh(block: bytes, head: RequestHead | ResponseHead) -> int:
+    return len(block) + head.memory_bytes()
+
+
+_requests: Final[RecurringMemo[bytes, RequestHead]] = RecurringMemo(
+    _weigh, MEMO_BYTES, max_entry_bytes=4 * MEMO_BLOCK_BYTES
+)
+_responses: Final[RecurringMemo[bytes, ResponseHead]] = RecurringMemo(
+    _weigh, MEMO_BYTES, max_entry_bytes=4 * MEMO_BLOCK_BYTES
+)
 
 
 def encode_request(head: RequestHead) -> bytes:
@@ -106,7 +116,7 @@ def decode_request(block: bytes) -> RequestHead:
         head = _check_request(block)
         # Upgrades, and TCP and UDP more so, come with a head of their own each: nobody sends it again.
         if len(block) <= MEMO_BLOCK_BYTES and head.protocol is None:
-            _requests.put(block, head)
+            head.recurs = _requests.remember(block, head)
     return head
 
 
@@ -116,7 +126,7 @@ def decode_response(block: bytes) -> ResponseHead:
     if head is None:
         head = _check_response(block)
         if len(block) <= MEMO_BLOCK_BYTES:
-            _responses.put(block, head)
+            head.recurs = _responses.remember(block, head)
     return head
 
 

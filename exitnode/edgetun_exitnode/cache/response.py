@@ -143,6 +143,7 @@ class StoredResponse:
                 fields = tuple(field for field in fields if field[0] in _KEPT_IN_304)
             head = ResponseHead(status, (*fields, *self._ending(now, use)))
             head.view = self
+            head.recurs = True
             self._heads[use, status] = head
         return head
 

@@ -76,6 +76,7 @@ from edgetun_exitnode.cache.store import Entry, Store
 from edgetun_exitnode.cache.stored import RETRY_S, Stored
 from edgetun_exitnode.cache.view import RequestView, Views, build_view
 from edgetun_exitnode.cache.visitor import Visitor
+from edgetun_exitnode.stage_memos import StageMemos, next_serial
 
 MAX_ASKS: Final = 3
 """How often a visitor may turn out to want another variant before they go alone."""
@@ -109,6 +110,7 @@ class CacheStage:
         "_alone",
         "_decorated",
         "_loads",
+        "_memo_serial",
         "_partition",
         "_query",
         "_refused",
@@ -148,6 +150,7 @@ class CacheStage:
         wall_clock: Callable[[], float] = time.time,
         stats: CacheStats | None = None,
         views: Views | None = None,
+        memos: StageMemos | None = None,
         partition: str = "",
     ) -> None:
         self.rule = rule
@@ -173,9 +176,10 @@ class CacheStage:
         self._partition = partition.encode()
         self._query = QueryFilter(rule.ignore_query)
         self.stored = Stored(rule, store, tenant, clock, wall_clock, self.stats, self._query)
-        self._decorated: dict[bytes, Memo[ResponseHead, ResponseHead]] = {}
-        self._alone: Memo[ResponseHead, ResponseHead] = Memo(256)
-        """Decorated heads of responses known as not storable."""
+        memos = memos or StageMemos()
+        self._decorated = memos.decorated
+        self._alone = memos.alone
+        self._memo_serial = next_serial()
         self._refused: Memo[int, float] = Memo(4096)
         """Until when answers to requests with Authorization are known as not storable, by hash of the key."""
         self._loads: dict[DiskEntry, list[Visitor]] = {}
@@ -513,14 +517,12 @@ class CacheStage:
 
     def decorate(self, head: ResponseHead, detail: bytes) -> ResponseHead:
         """The head with our Cache-Status, made once per head."""
-        memo = self._decorated.get(detail)
-        if memo is None:
-            memo = self._decorated[detail] = Memo(256)
-        decorated = memo.get(head)
+        key = (head, detail)
+        decorated = self._decorated.get(key)
         if decorated is None:
             decorated = with_cache_status(head, detail, self.wall_clock())
-            if head.get(b"date") is not None:  # otherwise the Date added is of this second
-                memo.put(head, decorated)
+            if head.recurs and head.get(b"date") is not None:  # otherwise the Date added is of this second
+                decorated.recurs = self._decorated.put(key, decorated)
         return decorated
 
     # -- effects --------------------------------------------------------------------------------------------------------
@@ -675,7 +677,8 @@ class CacheStage:
         """A response of a key that is not collapsed; when it turns out storable the next request is collapsed again."""
 
         def decorate(head: ResponseHead) -> ResponseHead:
-            decorated = self._alone.get(head)
+            key = (head, self._memo_serial)
+            decorated = self._alone.get(key)
             if decorated is None:
                 decorated = self.decorate(head, b"fwd=uri-miss; detail=not-collapsible")
                 now = self.clock()
@@ -690,9 +693,9 @@ class CacheStage:
                 )
                 if isinstance(verdict, Storable) and verdict.is_shareable:
                     self.tell(FoundStorable(flight_key))
-                elif head.get(b"date") is not None:
+                elif decorated.recurs:
                     # What makes a head not storable stands in the head, so the same head is not storable again.
-                    self._alone.put(head, decorated)
+                    self._alone.put(key, decorated)
             return decorated
 
         return PassThrough(client, decorate)

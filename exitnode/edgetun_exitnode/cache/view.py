@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from edgetun_core.http.message import RequestHead
-from edgetun_core.memo import Memo
+from edgetun_core.memo import WeighedMemo
 from edgetun_core.snapshot import CacheRule
 from edgetun_exitnode.cache.directives import NO_REQUEST_DIRECTIVES, RequestDirectives, parse_request_directives
 from edgetun_exitnode.cache.key import HEAD_SUFFIX, QueryFilter, Secondary, build_key, build_secondary
@@ -20,11 +20,9 @@ _REWRITES: Final = frozenset(
 """Fields by which some origins take another target, method or host than the request's, which the key does not hold."""
 
 _CONDITIONS_ANSWERED_HERE: Final = frozenset({b"if-none-match", b"if-modified-since", b"range", b"if-range"})
-_MAX_VIEWS: Final = 8192
-_MAX_HEAD_BYTES: Final = 4096
-_MAX_VIEW_BYTES: Final = 6 * 1024 * 1024
-_VIEW_BYTES: Final = 1000
-_BYTES_PER_FIELD: Final = 150
+_MAX_BYTES: Final = 6 * 1024 * 1024
+_MAX_ENTRY_BYTES: Final = 20 * 1024
+_VIEW_BYTES: Final = 400
 
 _SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 
@@ -156,30 +154,25 @@ def build_view(
     return view
 
 
-class Views(Memo[RequestHead, RequestView]):
+class Views(WeighedMemo[RequestHead, RequestView]):
     """Views by request head, one memo per node; bounded in bytes, since visitors choose the heads.
 
-    Each of the two generations holds heads and views of 6 MiB by estimate. A head beyond 4 KiB is looked at anew each time.
+    A head that comes once, or is beyond 4 KiB, is looked at anew.
     """
 
-    __slots__ = ("_weight",)
+    __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(capacity=_MAX_VIEWS)
-        self._weight = 0
+        super().__init__(_weigh, _MAX_BYTES, max_entry_bytes=_MAX_ENTRY_BYTES)
 
     def remember(self, view: RequestView) -> None:
-        """Keeps a view, if its head is small enough."""
-        head = view.head
-        size = len(head.target) + len(head.authority) + sum(len(name) + len(value) for name, value in head.fields)
-        if size > _MAX_HEAD_BYTES:
-            return
-        self._weight += _VIEW_BYTES + 2 * size + _BYTES_PER_FIELD * len(head.fields)
-        if self._weight > _MAX_VIEW_BYTES:
-            self._weight = 0
-            self._old = self._young
-            self._young = {}
-        self.put(head, view)
+        """Keeps a view, if its head comes again."""
+        if view.head.recurs:
+            self.put(view.head, view)
+
+
+def _weigh(head: RequestHead, _view: RequestView) -> int:
+    return _VIEW_BYTES + head.memory_bytes()
 
 
 _INTERESTING: Final = frozenset(

@@ -7,17 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgetun_core.http.exchange import Handler
-from edgetun_core.http.h1 import H1Limits, ParsedRequest
+from edgetun_core.http.h1 import H1Limits
 from edgetun_core.http.h2 import H2Limits
-from edgetun_core.http.message import Fields
-from edgetun_core.http.multiplexed import ReceivedRequest
-from edgetun_core.memo import Memo
 from edgetun_core.proxy_protocol import TrustedNetworks
-
-_REMEMBERED_BLOCK_BYTES = 4 * 1024
-_REMEMBERED_BYTES = 6 * 1024 * 1024
-_BYTES_PER_FIELD = 150
-"""What a parsed field line costs beside its bytes: a tuple and two objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,50 +123,3 @@ class FrontContext:
         self.wall_clock = wall_clock
         self.proxies = TrustedNetworks()
         """Who has to say, by PROXY protocol, whose connection it brings."""
-
-
-class RequestMemo(Memo[bytes, ParsedRequest]):
-    """Request heads by their raw block, one memo per front; bounded in bytes, since visitors choose the heads.
-
-    Each of the two generations takes 6 MiB by estimate, some 2,500 heads of a browser. Blocks beyond 4 KiB are read anew.
-    """
-
-    __slots__ = ("_weight",)
-
-    def __init__(self) -> None:
-        super().__init__(capacity=8192)
-        self._weight = 0
-
-    def remember(self, block: bytes, parsed: ParsedRequest) -> None:
-        """Keeps what a block was read as, if it is small enough."""
-        if len(block) <= _REMEMBERED_BLOCK_BYTES:
-            self.put(block, parsed)
-
-    def put(self, key: bytes, value: ParsedRequest) -> None:
-        self._weight += 600 + 2 * len(key) + _BYTES_PER_FIELD * len(value.head.fields)
-        if self._weight > _REMEMBERED_BYTES:
-            self._weight = 0
-            self._old = self._young
-            self._young = {}
-        super().put(key, value)
-
-
-class FieldsMemo(Memo[Fields, ReceivedRequest]):
-    """Request heads of multiplexed versions by their decoded fields, one memo per front; bounded as `RequestMemo` is."""
-
-    __slots__ = ("_weight",)
-
-    def __init__(self) -> None:
-        super().__init__(capacity=8192)
-        self._weight = 0
-
-    def put(self, key: Fields, value: ReceivedRequest) -> None:
-        size = value.head.size_bytes()
-        if size > _REMEMBERED_BLOCK_BYTES:
-            return
-        self._weight += 600 + 2 * size + 2 * _BYTES_PER_FIELD * len(key)
-        if self._weight > _REMEMBERED_BYTES:
-            self._weight = 0
-            self._old = self._young
-            self._young = {}
-        super().put(key, value)

@@ -148,7 +148,7 @@ class H2Connection(Connection[H2Exchange], asyncio.Protocol):
                 front.counters.requests_malformed += 1
                 error.is_head = (b":method", b"HEAD") in fields
                 raise
-            front.known_fields.put(key, received)
+            front.known_fields.remember(key, received)
         return received
 
     def make_stream(self) -> H2Exchange:

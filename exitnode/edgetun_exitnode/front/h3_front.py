@@ -30,6 +30,7 @@ from edgetun_exitnode.front.eviction import Evictor
 from edgetun_exitnode.front.h3 import H3Connection
 from edgetun_exitnode.front.h3_exchange import SAFE_METHODS, H3Exchange
 from edgetun_exitnode.front.h3_response import date_line
+from edgetun_exitnode.front.memos import KnownRequests
 
 _log = logging.getLogger(__name__)
 
@@ -41,32 +42,6 @@ _RESETS_PER_SWEEP: Final = 200
 _TELL_EVERY_S: Final = 60.0
 _FIELD_OVERHEAD_BYTES: Final = 32
 """What a field counts beside its bytes (RFC 9114 §4.2.2)."""
-_REMEMBERED_BYTES: Final = 6 * 1024 * 1024
-_REMEMBERED_BLOCK_BYTES: Final = 4 * 1024
-_BYTES_PER_FIELD: Final = 150
-
-
-class KnownRequests(Memo[bytes, ReceivedRequest]):
-    """Requests by the bytes that they came in; bounded in bytes, since visitors choose them."""
-
-    __slots__ = ("_weight",)
-
-    def __init__(self) -> None:
-        super().__init__(capacity=8192)
-        self._weight = 0
-
-    def remember(self, data: bytes, parsed: ReceivedRequest) -> None:
-        """Keeps what bytes were read as, if they are few enough."""
-        if len(data) <= _REMEMBERED_BLOCK_BYTES:
-            self.put(data, parsed)
-
-    def put(self, key: bytes, value: ReceivedRequest) -> None:
-        self._weight += 600 + 2 * len(key) + value.head.size_bytes() + _BYTES_PER_FIELD * len(value.head.fields)
-        if self._weight > _REMEMBERED_BYTES:
-            self._weight = 0
-            self._old = self._young
-            self._young = {}
-        super().put(key, value)
 
 
 class H3Front(QuicEndpoint[H3Connection]):

@@ -17,12 +17,13 @@ from edgetun_core.http.h2.hpack import render_field
 from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.addresses import AddressCounts, normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore
-from edgetun_exitnode.front.context import FieldsMemo, FrontContext, RequestMemo
+from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.eviction import Evictor
 from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.listening import bind_sockets
+from edgetun_exitnode.front.memos import FieldsMemo, RequestMemo
 from edgetun_exitnode.front.proxied import ProxiedConnection
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from edgetun_core.errors import Cancelled, Draining, EdgetunError, LimitExceeded
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
 from edgetun_core.http.stream import STREAMS
-from edgetun_core.memo import Memo
 from edgetun_core.snapshot import RouteRule, TunnelRule
 from edgetun_exitnode.cache.freshness import Told
 from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
@@ -23,10 +22,8 @@ from edgetun_exitnode.pipeline.answer import refuse
 from edgetun_exitnode.pipeline.forwarded import LoopDetected, build_forwarded_head
 from edgetun_exitnode.pipeline.limits import TooManyConcurrent
 from edgetun_exitnode.pipeline.relaying import MAX_HOPS, RelayedPeer, build_relayed_head, hops_of, take_told
+from edgetun_exitnode.stage_memos import StageMemos, next_serial
 
-MEMO_HEADS = 4096
-MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
-"""Larger heads are prepared anew each time, so that a flood of them pins no memory."""
 MAX_WAITING = 1_000
 """Visitors of one tunnel that wait for a session; one more is refused at once."""
 MAX_HELD_BYTES = 320 * 1024
@@ -115,6 +112,7 @@ class ForwardStage:
         "_max_concurrent",
         "_memo",
         "_relayed",
+        "_serial",
         "counters",
         "grace_s",
         "in_flight",
@@ -132,6 +130,7 @@ class ForwardStage:
         pool: SessionPool,
         counters: TunnelCounters,
         clock: Callable[[], float],
+        memos: StageMemos | None = None,
     ) -> None:
         self.tunnel_id = tunnel.id
         default = tunnel.origins[0].name
@@ -144,8 +143,10 @@ class ForwardStage:
         self.in_flight = 0
         self._max_concurrent = route.limits.max_concurrent_requests
         self._clock = clock
-        self._memo: Memo[tuple[RequestHead, str], RequestHead] = Memo(MEMO_HEADS)
-        self._relayed: Memo[tuple[RequestHead, str, int, bool], RequestHead] = Memo(MEMO_HEADS)
+        memos = memos or StageMemos()
+        self._memo = memos.forwarded
+        self._relayed = memos.relayed
+        self._serial = next_serial()
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         if self._max_concurrent and self.in_flight >= self._max_concurrent:
@@ -169,7 +170,7 @@ class ForwardStage:
 
     def _prepare(self, head: RequestHead, peer: Peer, client: ResponseSink) -> RequestHead | None:
         """The head for the agent, and counts; None when the client was told why not."""
-        key = (head, peer.address)
+        key = (head, peer.address, self._serial)
         prepared = self._memo.get(key) if head.protocol not in STREAMS else head  # TCP and UDP have no fields to add
         if prepared is None:
             try:
@@ -178,8 +179,8 @@ class ForwardStage:
                 refuse(client, error)
                 return None
             prepared.view = head
-            if prepared.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
-                self._memo.put(key, prepared)
+            if head.recurs:
+                prepared.recurs = self._memo.put(key, prepared)
         self.in_flight += 1
         self.counters.in_flight += 1
         self.counters.forwarded += 1
@@ -197,8 +198,8 @@ class ForwardStage:
         relayed = self._relayed.get(key)
         if relayed is None:
             relayed = build_relayed_head(head, peer, self.tunnel_id, is_fetch=is_fetch)
-            if relayed.protocol is None and relayed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
-                self._relayed.put(key, relayed)
+            if relayed.protocol is None and prepared.recurs:
+                relayed.recurs = self._relayed.put(key, relayed)
         return relayed
 
 

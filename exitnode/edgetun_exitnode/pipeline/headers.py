@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from edgetun_core.http.exchange import Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
-from edgetun_core.memo import Memo
 from edgetun_core.snapshot import HeaderRules
-
-MEMO_HEADS = 2048
-MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
+from edgetun_exitnode.stage_memos import StageMemos, next_serial
 
 
 class CompiledHeaderRules:
@@ -35,41 +32,45 @@ class CompiledHeaderRules:
 class RequestHeaderStage:
     """Changes the head of every request that passes."""
 
-    __slots__ = ("_memo", "_next", "_rules")
+    __slots__ = ("_memo", "_next", "_rules", "_serial")
 
-    def __init__(self, rules: HeaderRules, following: Handler) -> None:
+    def __init__(self, rules: HeaderRules, following: Handler, memos: StageMemos | None = None) -> None:
         self._rules = CompiledHeaderRules(rules)
         self._next = following
-        self._memo: Memo[RequestHead, RequestHead] = Memo(MEMO_HEADS)
+        self._memo = (memos or StageMemos()).changed_requests
+        self._serial = next_serial()
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
-        changed = self._memo.get(head)
+        key = (head, self._serial)
+        changed = self._memo.get(key)
         if changed is None:
             changed = head.replace(fields=self._rules.apply(head.fields))
-            if changed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
-                self._memo.put(head, changed)
+            if head.recurs:
+                changed.recurs = self._memo.put(key, changed)
         return self._next.open(changed, peer, end, client)
 
 
 class ResponseHeaderStage:
     """Changes the final head of every response that passes back."""
 
-    __slots__ = ("_memo", "_next", "_rules")
+    __slots__ = ("_memo", "_next", "_rules", "_serial")
 
-    def __init__(self, rules: HeaderRules, following: Handler) -> None:
+    def __init__(self, rules: HeaderRules, following: Handler, memos: StageMemos | None = None) -> None:
         self._rules = CompiledHeaderRules(rules)
         self._next = following
-        self._memo: Memo[ResponseHead, ResponseHead] = Memo(MEMO_HEADS)
+        self._memo = (memos or StageMemos()).changed_responses
+        self._serial = next_serial()
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         return self._next.open(head, peer, end, _ChangedResponse(self, client))
 
     def change(self, head: ResponseHead) -> ResponseHead:
-        changed = self._memo.get(head)
+        key = (head, self._serial)
+        changed = self._memo.get(key)
         if changed is None:
             changed = ResponseHead(head.status, self._rules.apply(head.fields))
-            if changed.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
-                self._memo.put(head, changed)
+            if head.recurs:
+                changed.recurs = self._memo.put(key, changed)
         return changed
 
 

@@ -63,8 +63,12 @@ class Server(Connection[Recorder]):
         self.start()
         self.data_to_send()
 
+    recurs = True
+
     def read_head(self, fields):
-        return read_request(fields, b"http", H1Limits())
+        received = read_request(fields, b"http", H1Limits())
+        received.head.recurs = self.recurs
+        return received
 
     def make_stream(self):
         stream = Recorder(self)
@@ -152,6 +156,17 @@ def test_repeated_blocks_give_the_same_head_object_until_the_table_changes():
     server.receive_data(frame(HEADERS, 0x5, 5, b"\x82\x86\x84\x41\x01x\x40\x01a\x01b"))
     server.receive_data(headers(7, *GET))
     assert server.opened[3].calls[0][1] == one
+
+
+def test_a_block_whose_head_comes_once_is_not_kept():
+    server = greeted()
+    server.recurs = False
+    server.receive_data(headers(1, *GET) + headers(3, *GET))
+    one, two = (stream.calls[0][1] for stream in server.opened)
+    assert one is not two
+    server.recurs = True
+    server.receive_data(headers(5, *GET) + headers(7, *GET))
+    assert server.opened[2].calls[0][1] is server.opened[3].calls[0][1]
 
 
 def test_a_body_leaves_within_both_windows_and_goes_on_with_updates():

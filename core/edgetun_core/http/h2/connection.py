@@ -339,7 +339,7 @@ class Connection(Controls[S]):
             except RequestRefused as error:
                 self._refuse(stream_id, error, end)
                 return
-            if is_stable and len(block) <= _KNOWN_BLOCK_BYTES and len(self._known) < _KNOWN_BLOCKS:
+            if received.head.recurs and is_stable and self._may_know(block):
                 self._known[block] = received
         elif not self._may_open(stream_id):
             return
@@ -386,6 +386,9 @@ class Connection(Controls[S]):
     def _refuse(self, stream_id: int, error: RequestRefused, end: bool) -> None:
         self.refuse_request(self._begin(stream_id, end), error, end)
 
+    def _may_know(self, block: bytes) -> bool:
+        return len(block) <= _KNOWN_BLOCK_BYTES and len(self._known) < _KNOWN_BLOCKS
+
     def _handle_later_block(self, stream: S, block: bytes, end: bool) -> None:
         """Trailers, or on a client the response's head."""
         is_head = stream.awaits_head
@@ -407,7 +410,7 @@ class Connection(Controls[S]):
                 received = self.read_head(fields)
             except MalformedMessage as error:
                 raise StreamBroken(Code.PROTOCOL_ERROR, error.message) from None
-            if is_stable and len(block) <= _KNOWN_BLOCK_BYTES and len(self._known) < _KNOWN_BLOCKS:
+            if received.head.recurs and is_stable and self._may_know(block):
                 self._known[block] = received
         elif stream.state is State.HALF_CLOSED_REMOTE:
             raise StreamBroken(Code.STREAM_CLOSED, "HEADERS after the end of the stream (RFC 9113 §5.1)")

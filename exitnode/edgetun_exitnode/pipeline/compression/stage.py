@@ -12,7 +12,6 @@ import re
 from edgetun_core.errors import EdgetunError
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Field, Fields, Peer, RequestHead, ResponseHead
-from edgetun_core.memo import Memo
 from edgetun_core.snapshot import CompressionRule
 from edgetun_exitnode.cache.scheduling import Scheduler
 from edgetun_exitnode.cache.stage import CacheStage
@@ -27,11 +26,10 @@ from edgetun_exitnode.pipeline.compression.verdict import (
     weaken_not_modified,
 )
 from edgetun_exitnode.pipeline.router import OpenFunction
+from edgetun_exitnode.stage_memos import StageMemos, next_serial
 
-MEMO_HEADS = 2048
 BURST_BYTES = 256 * 1024
 """What is compressed for one visitor in a turn of the loop: 1 to 3 ms."""
-MAX_REMEMBERED_HEAD_BYTES = 4 * 1024
 _WEAK = re.compile(rb'(^|[, \t])W/(?=")')
 
 
@@ -67,6 +65,7 @@ class CompressionStage:
         "_offered",
         "_open_plain",
         "_rule",
+        "_serial",
         "_types",
         "cache",
         "compressor",
@@ -74,12 +73,20 @@ class CompressionStage:
         "scheduler",
     )
 
-    def __init__(self, rule: CompressionRule, compressor: Compressor, following: Handler, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        rule: CompressionRule,
+        compressor: Compressor,
+        following: Handler,
+        scheduler: Scheduler,
+        memos: StageMemos | None = None,
+    ) -> None:
         self._rule = rule
         self._next = following
         self._types = filter_of(rule.types)
         self._offered = tuple(coding.encode() for coding in rule.codings if coding.encode() in ENCODE_WHOLE)
-        self._memo: Memo[ResponseHead, Verdict] = Memo(MEMO_HEADS)
+        self._memo = (memos or StageMemos()).verdicts
+        self._serial = next_serial()
         self._open_plain: OpenFunction = _Plain(self, following).open
         self.cache: CacheStage | None = None
         if isinstance(following, CacheStage):
@@ -109,11 +116,12 @@ class CompressionStage:
         return _Negotiated(self, self._next, self._rule, head, accepted.codings, not accepted.identity).open
 
     def verdict(self, head: ResponseHead) -> Verdict:
-        verdict = self._memo.get(head)
+        key = (head, self._serial)
+        verdict: Verdict | None = self._memo.get(key)
         if verdict is None:
             verdict = decide_verdict(head, self._types, self.min_bytes)
-            if head.size_bytes() <= MAX_REMEMBERED_HEAD_BYTES:
-                self._memo.put(head, verdict)
+            if head.recurs:
+                self._memo.put(key, verdict)
         return verdict
 
 

@@ -10,8 +10,8 @@ import pytest
 from edgetun_core.http.h1 import H1Limits, parse_request
 from edgetun_exitnode.front.addresses import address_key, normalise_address
 from edgetun_exitnode.front.certificates import NameSet
-from edgetun_exitnode.front.context import RequestMemo
 from edgetun_exitnode.front.listening import bind_sockets
+from edgetun_exitnode.front.memos import RequestMemo
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,27 @@ def test_remembered_heads_are_bounded_in_bytes() -> None:
     limits = H1Limits()
     for number in range(6000):
         block = b"GET /%d HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (number, b"x" * 3000)
-        memo.remember(block, parse_request(block, b"http", limits))
-    assert len(memo) * 6600 < 2 * 6.5 * 1024 * 1024
-    assert memo.get(block) is not None
+        assert not memo.remember(block, parse_request(block, b"http", limits))
+        assert memo.remember(block, parse_request(block, b"http", limits)), "the second time"
+    assert len(memo) * 9600 < 2 * 6.5 * 1024 * 1024
+    known = memo.get(block)
+    assert known is not None
+    assert known.head.recurs
     big = b"GET / HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (b"x" * 5000)
-    memo.remember(big, parse_request(big, b"http", limits))
+    for _ in range(2):
+        memo.remember(big, parse_request(big, b"http", limits))
     assert memo.get(big) is None
+
+
+def test_heads_that_come_once_are_not_remembered() -> None:
+    memo = RequestMemo()
+    limits = H1Limits()
+    for number in range(20_000):
+        block = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number
+        parsed = parse_request(block, b"http", limits)
+        assert not memo.remember(block, parsed)
+        assert not parsed.head.recurs
+    assert len(memo) == 0
 
 
 def test_every_address_of_a_name_gets_the_same_port() -> None:

@@ -73,6 +73,7 @@ def test_the_head_goes_as_the_visitor_sent_it_and_says_who_they_are(bench: Bench
     link = Answerer()
     bench.others.links.append(link)
     head = request(b"/a", (b"x-forwarded-for", b"10.0.0.1"))
+    head.recurs = True
     bench.ask(head)
     bench.ask(head)
     first, second = (opened.head for opened in link.opened)

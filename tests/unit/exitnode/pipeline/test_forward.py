@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from edgetun_core.errors import Cancelled, Draining, LimitExceeded, NoSession, SessionLost, UpstreamTimeout
-from edgetun_core.http.message import Peer, ResponseHead
+from edgetun_core.http.message import Peer, RequestHead, ResponseHead
 from edgetun_core.snapshot import LimitRule, OriginRule, RouteRule, TunnelRule
 from edgetun_exitnode.observe.counters import TunnelCounters
 from edgetun_exitnode.pipeline.forward import MAX_HELD_BYTES, MAX_WAITING, ForwardStage
 from edgetun_exitnode.sessions.registry import FORGET_S, SessionRegistry
+from edgetun_exitnode.stage_memos import StageMemos
 from support.exchanges import PEER, Answerer, Clock, Recorder, request
 
 OK = ResponseHead(200, ())
@@ -19,13 +20,14 @@ ANY_PATH = RouteRule()
 class Bench:
     """A forward stage with its registry and a clock in hand."""
 
-    def __init__(self, route: RouteRule = ANY_PATH, grace_s: float = 5.0) -> None:
+    def __init__(self, route: RouteRule = ANY_PATH, grace_s: float = 5.0, memos: StageMemos | None = None) -> None:
         self.clock = Clock()
         self.registry = SessionRegistry(self.clock, self.clock.schedule)
         origins = (OriginRule("main", "http://localhost:3000"), OriginRule("api", "http://localhost:4000"))
         self.rule = TunnelRule("team/shop", ("shop.example.com",), origins, (route,), reconnect_grace_s=grace_s)
         self.counters = TunnelCounters()
-        self.stage = ForwardStage(self.rule, route, self.registry.pool("team/shop"), self.counters, self.clock)
+        pool = self.registry.pool("team/shop")
+        self.stage = ForwardStage(self.rule, route, pool, self.counters, self.clock, memos)
 
     def connect(self) -> Answerer:
         session = Answerer()
@@ -70,6 +72,7 @@ def test_ipv6_addresses_and_ports_are_quoted_in_forwarded(bench: Bench) -> None:
 def test_the_same_head_from_the_same_visitor_is_prepared_once(bench: Bench) -> None:
     session = bench.connect()
     head = request()
+    head.recurs = True
     bench.stage.open(head, PEER, True, Recorder())
     bench.stage.open(head, PEER, True, Recorder())
     bench.stage.open(head, Peer("192.0.2.2", 1, b"https"), True, Recorder())
@@ -288,8 +291,31 @@ def test_the_pool_of_a_tunnel_that_is_gone_goes_with_its_last_session() -> None:
 
 def test_a_flood_of_large_heads_pins_no_memory(bench: Bench) -> None:
     bench.connect()
+
+    def ask(head: RequestHead, *, recurs: bool) -> None:
+        head.recurs = recurs
+        bench.stage.open(head, PEER, True, Recorder())
+
     for number in range(20):
-        bench.stage.open(request(b"/", (b"x", b"%d" % number * 5000)), PEER, True, Recorder())
+        ask(request(b"/", (b"x", b"%d" % number * 10_000)), recurs=True)
     assert len(bench.stage._memo) == 0
-    bench.stage.open(request(), PEER, True, Recorder())
+    ask(request(), recurs=False)
+    assert len(bench.stage._memo) == 0, "nobody asks for it again"
+    ask(request(), recurs=True)
     assert len(bench.stage._memo) == 1
+
+
+def test_stages_share_one_memo_and_never_each_others_heads() -> None:
+    memos = StageMemos()
+    first, second = Bench(memos=memos), Bench(RouteRule("/api", strip_prefix=True, origin="api"), memos=memos)
+    sessions = [first.connect(), second.connect()]
+    head = request(b"/api/v1")
+    head.recurs = True
+    for bench in (first, second, first, second):
+        bench.stage.open(head, PEER, True, Recorder())
+    assert [[opened.head.target for opened in session.opened] for session in sessions] == [
+        [b"/api/v1", b"/api/v1"],
+        [b"/v1", b"/v1"],
+    ]
+    assert all(session.opened[0].head is session.opened[1].head for session in sessions)
+    assert len(memos.forwarded) == 2

@@ -108,9 +108,16 @@ def test_a_head_seen_again_is_not_changed_again() -> None:
     behind = Answerer()
     stage = RequestHeaderStage(HeaderRules(remove=("x-a",)), behind)
     head = request()
+    head.recurs = True
     stage.open(head, PEER, True, Recorder())
     stage.open(head, Peer("192.0.2.9", 1, b"https"), True, Recorder())
     assert behind.opened[0].head is behind.opened[1].head
+    assert behind.opened[0].head.recurs, "what is made of it is worth keeping too"
+
+    once = request()
+    stage.open(once, PEER, True, Recorder())
+    stage.open(once, PEER, True, Recorder())
+    assert behind.opened[2].head is not behind.opened[3].head
 
 
 def test_response_rules_change_the_final_head_alone() -> None:
