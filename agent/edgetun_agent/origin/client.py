@@ -19,6 +19,7 @@ from edgetun_agent.origin.exchange import OriginExchange, ProbeExchange, Upload
 from edgetun_agent.origin.memos import HeadMemo, RequestBlocks
 from edgetun_agent.origin.pool import Pool
 from edgetun_agent.origin.record import OriginRecord
+from edgetun_agent.origin.sweeper import Sweeper
 from edgetun_core.errors import (
     Draining,
     EdgetunError,
@@ -37,7 +38,6 @@ from edgetun_core.snapshot import OriginRule
 QUEUE_PER_CONNECTION = 10
 """How many requests may wait for a connection, per connection allowed; one more is refused."""
 QUEUE_PATIENCE_S = 30.0
-SLOWEST_SWEEP_S = 1.0
 
 
 class OriginClient(OriginRecord):
@@ -63,10 +63,7 @@ class OriginClient(OriginRecord):
         )
         self._blocks = RequestBlocks()
         self._dials: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep_s = min(
-            SLOWEST_SWEEP_S, max(0.02, min(rule.response_timeout_s, rule.idle_timeout_s, rule.connect_timeout_s) / 4)
-        )
+        self._sweeper = Sweeper(rule, self._sweep)
         self._is_retired = False
         self._emptied: asyncio.Event | None = None
         self._idle: list[OriginConnection] = self._pool.idle
@@ -149,7 +146,7 @@ class OriginClient(OriginRecord):
         if isinstance(exchange, Upload):
             exchange.client.pause_request()
         self._start_dials()
-        self._watch()
+        self._sweeper.watch()
         return exchange
 
     def _attach(self, exchange: OriginExchange, conn: OriginConnection) -> None:
@@ -277,7 +274,7 @@ class OriginClient(OriginRecord):
             conn.drop()
             return False
         self._pool.add(conn)
-        self._watch()
+        self._sweeper.watch()
         return True
 
     def _closed_at_once(self) -> EdgetunError:
@@ -301,14 +298,8 @@ class OriginClient(OriginRecord):
 
     # ---- time and end
 
-    def _watch(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-
-    def _sweep(self) -> None:
-        self._sweeper = None
+    def _sweep(self, now: float) -> bool:
         rule = self.rule
-        now = monotonic()
         pool = self._pool
         for conn in (*pool.open, *pool.busy_streams):
             conn.sweep(now, rule.response_timeout_s, rule.idle_timeout_s)
@@ -319,8 +310,7 @@ class OriginClient(OriginRecord):
                     remedy="see what the server is busy with, or raise the origin's maxConnections",
                 )
             )
-        if not pool.is_empty:
-            self._watch()
+        return not pool.is_empty
 
     def retire(self) -> None:
         """No new requests: idle connections close, busy ones when their exchanges end."""
@@ -347,6 +337,4 @@ class OriginClient(OriginRecord):
             task.cancel()
         if self._dials:
             await asyncio.wait(self._dials)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        self._sweeper.stop()

@@ -472,7 +472,9 @@ class OriginConnection(asyncio.Protocol):
                 idle_timeout_s if self.can_half_close else min(LINGER_S, idle_timeout_s)
             ):
                 self.fail(UpstreamTimeout(f"{url} fell silent after the visitor's side had ended"))
-        elif not self._is_stream and silent_s > idle_timeout_s:
+        elif (
+            exchange.is_sent and not self._is_stream and silent_s > idle_timeout_s
+        ):  # before, it may wait for the visitor
             self.fail(
                 UpstreamTimeout(
                     f"{url} fell silent for {idle_timeout_s:g} s in the middle of its answer",

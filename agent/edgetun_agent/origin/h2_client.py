@@ -17,7 +17,6 @@ from edgetun_agent.origin.address import choose_authority
 from edgetun_agent.origin.client import (
     QUEUE_PATIENCE_S,
     QUEUE_PER_CONNECTION,
-    SLOWEST_SWEEP_S,
     OriginClient,
 )
 from edgetun_agent.origin.connect import OriginDialler
@@ -27,6 +26,7 @@ from edgetun_agent.origin.h2_exchange import H2Exchange
 from edgetun_agent.origin.health import HealthState
 from edgetun_agent.origin.memos import ReceivedHeads, RequestBlocks
 from edgetun_agent.origin.record import OriginRecord
+from edgetun_agent.origin.sweeper import Sweeper
 from edgetun_core.errors import (
     Draining,
     EdgetunError,
@@ -78,9 +78,7 @@ class H2OriginClient(OriginRecord):
         self._http1: OriginClient | None = None
         """For WebSockets that the origin does not take over HTTP/2, and for an origin whose ALPN chose HTTP/1.1."""
         self._chose_http1 = False
-        self._sweeper: asyncio.TimerHandle | None = None
-        shortest_s = min(rule.response_timeout_s, rule.idle_timeout_s, rule.connect_timeout_s)
-        self._sweep_s = min(SLOWEST_SWEEP_S, max(0.02, shortest_s / 4))
+        self._sweeper = Sweeper(rule, self._sweep)
         self._is_retired = False
         self._emptied: asyncio.Event | None = None
 
@@ -149,7 +147,7 @@ class H2OriginClient(OriginRecord):
         if exchange.has_body:
             exchange.client.pause_request()
         self._dial_if_needed()
-        self._watch()
+        self._sweeper.watch()
 
     def _attach(self, exchange: H2Exchange, connection: H2OriginConnection) -> None:
         head = exchange.head
@@ -162,7 +160,7 @@ class H2OriginClient(OriginRecord):
             self._blocks.remember(head, block)
         self._running.add(exchange)
         exchange.attach(connection, block)
-        self._watch()
+        self._sweeper.watch()
 
     def _render(self, head: RequestHead) -> bytes:
         authority = head.authority if self._authority is None else self._authority
@@ -297,7 +295,7 @@ class H2OriginClient(OriginRecord):
         if not self.rule.health_path:
             self.saw_answer()
         self._connections.append(connection)
-        self._watch()
+        self._sweeper.watch()
         self.connection_free(connection)
 
     def _no_http2(self, chosen: str) -> None:
@@ -324,14 +322,8 @@ class H2OriginClient(OriginRecord):
 
     # ---- time and end
 
-    def _watch(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
-
-    def _sweep(self) -> None:
-        self._sweeper = None
+    def _sweep(self, now: float) -> bool:
         rule = self.rule
-        now = monotonic()
         times = (rule.connect_timeout_s, rule.response_timeout_s, rule.idle_timeout_s)
         for connection in (*self._connections, *self._leaving):
             connection.sweep(now, times, KEEP_IDLE_S)
@@ -343,8 +335,7 @@ class H2OriginClient(OriginRecord):
                     remedy="see what the server is busy with, or raise the origin's maxConnections",
                 )
             )
-        if self._connections or self._leaving or self._waiting:
-            self._watch()
+        return bool(self._connections or self._leaving or self._waiting)
 
     async def close(self, deadline_s: float = 0.0) -> None:
         self._is_retired = True
@@ -364,8 +355,6 @@ class H2OriginClient(OriginRecord):
             task.cancel()
         if self._dials:
             await asyncio.wait(self._dials)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        self._sweeper.stop()
         if self._http1 is not None:
             await self._http1.close()

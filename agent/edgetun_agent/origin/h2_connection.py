@@ -142,6 +142,7 @@ class H2OriginConnection(Connection[OriginStream], asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        self.made_at = self.last_heard = self.idle_since = monotonic()  # over TLS that is after the handshake
         self.start()
         self.wake()
 

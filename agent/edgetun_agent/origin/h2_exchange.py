@@ -482,7 +482,7 @@ class H2Exchange:
         elif self.is_raw:
             if (self.is_sent or self._response_ended) and silent_s > idle_timeout_s:
                 self.fail(UpstreamTimeout(f"{url} fell silent after one side of its connection had ended"))
-        elif not self._is_stream and silent_s > idle_timeout_s:
+        elif not self._is_stream and silent_s > idle_timeout_s and (self.is_sent or stream.queued_bytes):
             self.fail(
                 UpstreamTimeout(
                     f"{url} fell silent for {idle_timeout_s:g} s in the middle of its answer",

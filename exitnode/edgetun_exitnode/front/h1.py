@@ -345,7 +345,7 @@ class H1Connection(VisitorConnection):
 
     def end_early(self, exchange: H1Exchange) -> None:
         """The response is over, and either the connection is to close or the request's body is still under way."""
-        self.resume_reading(BY_HANDLER)
+        self.resume_body()
         if exchange.request_done and (exchange.mode == BY_CLOSE or not exchange.parsed.keep_alive):
             self.close()
         elif exchange.closes or exchange.body_left > self.front.limits.drained_body_bytes:

@@ -109,6 +109,8 @@ def _check_stream(connection: H2Connection, stream: H2Exchange, now: float) -> N
     else:
         stream.sent_at = 0.0
     if stream.waits_for_body and now - stream.active > limits.body_progress_s:
+        if stream.over and (stream.queued_bytes or stream.held_head is not None):
+            return  # the whole answer is under way; it is not cut for the sake of a body that nobody needs
         connection.front.counters.requests_timed_out += 1
         stream.time_out(RequestRefused("the request's body did not arrive in time", status=408))
 

@@ -373,6 +373,7 @@ class H2Exchange(Stream):
         self.request = CLOSED
         if self.is_paused:
             self.resume_receiving()  # what still comes of the request is dropped
+            self.active = connection.front.now
         connection.active = connection.front.now
 
     def _answer_upgrade(self, head: ResponseHead, end: bool) -> ResponseHead | None:

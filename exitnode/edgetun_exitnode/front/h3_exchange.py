@@ -490,6 +490,7 @@ class H3Exchange:
     def resume_request(self) -> None:
         if self.request_paused:
             self.request_paused = False
+            self.active = self.connection.front.now  # the visitor's time begins here; until now it was not read
             if self.held is not None:
                 self.connection.front.release_later(self)
 

@@ -25,6 +25,7 @@ from edgetun_core.transport.quic_retry import ResetTokens, RetryTokens
 from edgetun_core.transport.udp import Address, bind_udp, plain_address
 from edgetun_exitnode.front.addresses import AddressCounts
 from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.front.clock import FrontClock
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.eviction import Evictor
 from edgetun_exitnode.front.h3 import H3Connection
@@ -66,7 +67,9 @@ class H3Front(QuicEndpoint[H3Connection]):
         self.known = KnownRequests()
         """By the bytes of a whole stream: of requests that were one HEADERS frame."""
         self._heads = KnownRequests()
-        self.now = context.clock()
+        self._clock = FrontClock(context.clock, limits.sweep_s)
+        self.now = self._clock.now
+        """The time of the last sweep, by the front's own clock."""
         self.date_line = b""
         self.draining = False
         self.held_bytes = 0
@@ -274,7 +277,7 @@ class H3Front(QuicEndpoint[H3Connection]):
     def _tick(self) -> None:
         self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
         context = self.context
-        self.now = now = context.clock()
+        self.now = now = self._clock.tick()
         self._resets_left = _RESETS_PER_SWEEP
         self.date_line = date_line(formatdate(context.wall_clock(), usegmt=True).encode())
         for connection in tuple(self.connections):

@@ -56,9 +56,12 @@ class Passthrough:
         """Whether a connection from there must begin with a PROXY protocol header."""
         return self._streams.trusted.holds(address)
 
-    def take(self, sock: socket.socket, address: str, proxy: str = "") -> None:
-        """Decides about a connection that was just accepted (and is non-blocking); `proxy` is who has to say whose it is."""
-        look = _Look(self, sock, address, self._streams.now + self._patience_s, proxy)
+    def take(self, sock: socket.socket, address: str, proxy: str, now: float) -> None:
+        """Decides about a connection that was just accepted (and is non-blocking); `proxy` is who has to say whose it is.
+
+        `now` is by the clock that `sweep` goes by.
+        """
+        look = _Look(self, sock, address, now + self._patience_s, proxy)
         self._looking[look] = None
         look.again()
 

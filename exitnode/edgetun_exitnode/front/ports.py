@@ -14,6 +14,7 @@ from typing import Final
 
 from edgetun_core.errors import Cancelled, ConfigError, EdgetunError
 from edgetun_core.proxy_protocol import TrustedNetworks
+from edgetun_exitnode.front.clock import FrontClock
 from edgetun_exitnode.front.context import FrontLimits
 from edgetun_exitnode.front.listening import bind_sockets, bind_udp_sockets, explain
 from edgetun_exitnode.front.tcp import StreamConnection
@@ -62,7 +63,9 @@ class StreamFronts:
     def __init__(self, plans: StreamPlans, limits: FrontLimits, clock: Callable[[], float]) -> None:
         self.plans = plans
         self.limits = limits
-        self.now = clock()
+        self._clock = FrontClock(clock, limits.sweep_s)
+        self.now = self._clock.now
+        """The time of the last sweep, by the fronts' own clock."""
         self.trusted = TrustedNetworks()
         self.connections: set[StreamConnection] = set()
         self.problems: dict[PortKey, ConfigError] = {}
@@ -71,7 +74,7 @@ class StreamFronts:
         self.wrong_headers = 0
         """Connections from trusted proxies that did not begin with a PROXY protocol header."""
         self.clock = clock
-        """The time itself; `now` is that of the last sweep."""
+        """The time itself."""
         self._loop = asyncio.get_running_loop()
         self._host: str | None = None
         self._fronts: dict[PortKey, TcpFront | UdpFront] = {}
@@ -230,7 +233,7 @@ class StreamFronts:
 
     def _tick(self) -> None:
         self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
-        self.now = now = self.clock()
+        self.now = now = self._clock.tick()
         for connection in tuple(self.connections):
             connection.check_deadline(now, self.limits.head_s)
         for front in self._fronts.values():

@@ -17,6 +17,7 @@ from edgetun_core.http.h2.hpack import render_field
 from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.addresses import AddressCounts, normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore
+from edgetun_exitnode.front.clock import FrontClock
 from edgetun_exitnode.front.context import FrontContext
 from edgetun_exitnode.front.eviction import Evictor
 from edgetun_exitnode.front.h1 import H1Connection
@@ -61,7 +62,9 @@ class Front:
         self.counters = context.counters
         self.known = RequestMemo()
         self.known_fields = FieldsMemo()
-        self.now = context.clock()
+        self._clock = FrontClock(context.clock, context.limits.sweep_s)
+        self.now = self._clock.now
+        """The time of the last sweep, by the front's own clock."""
         self.date_line = b""
         self.date_block = b""
         self.draining = False
@@ -219,7 +222,7 @@ class Front:
     def _tick(self) -> None:
         self._sweep = self._loop.call_later(self.limits.sweep_s, self._tick)
         context = self.context
-        self.now = now = context.clock()
+        self.now = now = self._clock.tick()
         date = formatdate(context.wall_clock(), usegmt=True).encode()
         self.date_line = b"date: %b\r\n\r\n" % date
         self.date_block = render_field(b"date", date)

@@ -105,6 +105,7 @@ class StreamConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._is_over:
             return False
+        self.active = self.fronts.now  # what still waits for the visitor has its time from here on
         self._input_done = True
         self._request.send_data(b"", True)
         if self._output_done:

@@ -111,7 +111,7 @@ class TlsFront(Front):
             self.counters.connections_refused += 1
             sock.close()
         elif self._passthrough is not None and (proxy or self._passthrough.is_needed):
-            self._passthrough.take(sock, address, proxy)
+            self._passthrough.take(sock, address, proxy, self.now)
         else:
             self._begin_handshake(sock, address)
 

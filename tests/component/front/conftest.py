@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -34,8 +35,10 @@ Connect = Callable[..., Awaitable[Visitor]]
 async def start_front() -> AsyncIterator[StartFront]:
     fronts: list[Front] = []
 
-    async def start(handler: Handler | None = None, **limits: object) -> Front:
-        context = FrontContext(handler or ScriptedHandler(), replace(QUICK, **limits))  # type: ignore[arg-type]
+    async def start(
+        handler: Handler | None = None, clock: Callable[[], float] = time.monotonic, **limits: object
+    ) -> Front:
+        context = FrontContext(handler or ScriptedHandler(), replace(QUICK, **limits), clock=clock)  # type: ignore[arg-type]
         front = await serve_http(context, "127.0.0.1", 0)
         fronts.append(front)
         return front

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -36,9 +37,10 @@ async def start_h3(h3_ca: DevelopmentCA) -> AsyncIterator[StartH3]:
         *,
         store: CertificateStore | None = None,
         retry_from: int = 1000,
+        clock: Callable[[], float] = time.monotonic,
         **limits: object,
     ) -> H3Front:
-        context = FrontContext(handler or ScriptedHandler(), replace(QUICK, **limits))  # type: ignore[arg-type]
+        context = FrontContext(handler or ScriptedHandler(), replace(QUICK, **limits), clock=clock)  # type: ignore[arg-type]
         certificates = store or CertificateStore(
             development=h3_ca, may_issue=lambda name: not name.startswith("unknown")
         )

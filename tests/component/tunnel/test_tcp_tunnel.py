@@ -266,6 +266,39 @@ async def test_a_connection_without_a_byte_for_too_long_is_reset(local: Open) ->
         await until(lambda: stands.origins.in_flight == 0, 10.0)
 
 
+async def test_what_still_waits_for_a_visitor_who_has_said_its_last_has_its_time_from_then_on(local: Open) -> None:
+    sent = 0
+    is_enough = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        while not is_enough.is_set():
+            writer.write(bytes(16 * 1024))
+            sent += 16 * 1024
+            await writer.drain()
+            await asyncio.sleep(0.001)  # little is under way when it stops
+        writer.write_eof()
+        await reader.read()
+
+    async with local(serve) as (port, stands, _):
+        reader, writer = await visitor(port)
+        streams = stands.node.streams
+        await until(lambda: bool(streams.connections), 10.0)
+        (connection,) = streams.connections
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: connection._transport.get_write_buffer_size() > 0, 10.0)
+        is_enough.set()
+        await until(lambda: connection._output_done, 10.0)
+        assert connection._transport.get_write_buffer_size() > 0
+        connection.active -= 2 * streams.limits.write_stall_s  # for that long nobody has said or taken anything
+        writer.write_eof()
+        await until(lambda: connection._input_done, 10.0)
+        connection.check_deadline(streams.now + streams.limits.sweep_s, 10.0)
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert len(await within(reader.read())) == sent
+        writer.close()
+
+
 async def test_more_connections_than_the_tunnel_takes_are_reset_and_the_others_go_on(local: Open) -> None:
     async with local(echo, max_connections=2) as (port, stands, _):
         kept = [await visitor(port) for _ in range(2)]

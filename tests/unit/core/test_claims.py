@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgetun_core.api.exitpool import AllowedNamespaces, ExitPool, ExitPoolSpec, Region
@@ -109,6 +109,14 @@ def test_change_by_change_comes_to_the_same_as_the_whole_set_and_names_every_tun
 
 
 @given(st.lists(changes.filter(lambda change: not isinstance(change, tuple)), max_size=25))
+@example(
+    [
+        exit_pool("default", ["*"], []),
+        tunnel("p", "team-a", ["a.example.com"]),
+        reservation("a.example.com", "team-a", "p", "Delete"),
+        reservation("*.example.com", "team-b", "p", "Retain"),
+    ]
+)
 @settings(max_examples=150)
 def test_nobody_serves_what_is_kept_for_another_namespace(resources: list[Any]) -> None:
     there = list({resource.ref: resource for resource in resources}.values())
@@ -118,11 +126,19 @@ def test_nobody_serves_what_is_kept_for_another_namespace(resources: list[Any]) 
         for each in there
         if isinstance(each, HostnameReservation) and each.spec.reclaim_policy == "Retain"
     }
+    asked = {(each.id, hostname) for each in there if isinstance(each, Tunnel) for hostname in each.spec.hostnames}
+    own = {  # under `Delete` a name is its claimant's for as long as that asks for it, whoever keeps the names around it
+        each.spec.hostname: each.spec.claimed_by.namespace
+        for each in there
+        if isinstance(each, HostnameReservation)
+        and (f"{each.spec.claimed_by.namespace}/{each.spec.claimed_by.tunnel}", each.spec.hostname) in asked
+    }
     for rule in plan.rules:
         space = rule.id.partition("/")[0]
         for hostname in rule.hostnames:
             assert kept.get(hostname, space) == space
-            if hostname not in kept:
+            assert own.get(hostname, space) == space
+            if hostname not in kept and hostname not in own:
                 for name, owner in kept.items():
                     is_related = name.partition(".")[2] == hostname.partition(".")[2] and (
                         name.startswith("*.") != hostname.startswith("*.")
