@@ -42,6 +42,8 @@ from support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(420)
 
+DOWNLOAD_BYTES = 128 << 20
+"""Of each region at once, from the old pods while they end: paced, so that it is the time and not the machine that is tested."""
 SCALED_PORTS = {"http": 30180, "https": 30181, "tunnel": 30182}
 
 
@@ -276,6 +278,8 @@ def test_an_upgrade_from_the_previous_chart_rolls_everything_under_live_streams_
                 old = [pod["metadata"]["name"] for pod in pods(node, "default") if image_of(pod) == before]
                 for there in everywhere(node):
                     visitors.follow_events(there, DRAIN_S - 3)
+                    visitors.converse(there, DRAIN_S - 3)
+                    visitors.download(there, DOWNLOAD_BYTES, DRAIN_S - 5)
                     visitors.upload(there, 20)
                 assert old
                 upgrading.result()

@@ -1,12 +1,17 @@
-"""Visitors who notice everything, and an origin for them: ordinary requests without end, an event stream, an upload that takes its time.
+"""Visitors who notice everything, and an origin for them: ordinary requests without end, and what takes its time: an event stream, an
+upload, a download, a WebSocket.
 
 Everything blocks and runs on threads; each failure is kept with its time, so that a test can say what was cut and when.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
+import io
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +21,46 @@ from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 EVENT_EVERY_S = 0.25
+PIECE_BYTES = 256 * 1024
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_TEXT, _CLOSE = 0x81, 0x88
+
+
+def piece_of(number: int) -> bytes:
+    """A piece of a download, unlike every other."""
+    return hashlib.sha256(b"%d" % number).digest() * (PIECE_BYTES // 32)
+
+
+def websocket_frame(kind: int, payload: bytes, mask: bytes = b"") -> bytes:
+    """A whole message of up to 125 bytes (RFC 6455 §5.2); visitors mask theirs."""
+    data = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload)) if mask else payload
+    return bytes((kind, len(payload) | (0x80 if mask else 0))) + mask + data
+
+
+def read_websocket_frame(stream: io.BufferedIOBase) -> tuple[int, bytes]:
+    """Kind and payload of the next message, which is a short one. Raises EOFError at the end of the stream."""
+    head = stream.read(2)
+    if len(head) < 2:
+        raise EOFError("the connection ended without a close frame")
+    mask = stream.read(4) if head[1] & 0x80 else bytes(4)
+    return head[0], bytes(byte ^ mask[at % 4] for at, byte in enumerate(stream.read(head[1] & 0x7F)))
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """`/events?n=20` streams events; `POST` is answered with the digest of what came; the rest with its path."""
+    """`/events?n=20` streams events, `/large?n=40&s=10` sends 40 pieces within 10 s, an upgrade to WebSocket is an echo; `POST` is answered
+    with the digest of what came; the rest with its path."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         where = urlsplit(self.path)
+        if "websocket" in self.headers.get("Upgrade", ""):
+            self._echo()
+            return
+        if where.path == "/large":
+            query = parse_qs(where.query)
+            self._large(int(query["n"][0]), float(query["s"][0]))
+            return
         if where.path != "/events":
             self._whole(f"laptop {self.path}".encode())
             return
@@ -39,6 +75,32 @@ class _Answer(BaseHTTPRequestHandler):
                 self._chunk(f"data: {number}\n\n".encode())
                 time.sleep(EVENT_EVERY_S)
             self._chunk(b"")
+
+    def _large(self, count: int, seconds: float) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(count * PIECE_BYTES))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        begin = time.monotonic()
+        with suppress(ConnectionError):
+            for number in range(count):
+                self.wfile.write(piece_of(number))
+                time.sleep(max(0.0, begin + seconds * (number + 1) / count - time.monotonic()))
+
+    def _echo(self) -> None:
+        accept = base64.b64encode(hashlib.sha1(self.headers["Sec-WebSocket-Key"].encode() + _WEBSOCKET_GUID).digest())
+        self.send_response(101)
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Sec-WebSocket-Accept", accept.decode())
+        self.end_headers()
+        self.close_connection = True
+        with suppress(ConnectionError, EOFError):
+            while True:
+                kind, payload = read_websocket_frame(self.rfile)
+                self.wfile.write(websocket_frame(kind, payload))
+                if kind == _CLOSE:
+                    return
 
     def do_POST(self) -> None:
         digest = hashlib.sha256()
@@ -183,6 +245,58 @@ class Visitors:
                     self.fail(f"upload at {address[1]}: {answer.status} {said[:200]!r}")
             except (OSError, http.client.HTTPException) as error:
                 self.fail(f"upload at {address[1]}: {type(error).__name__} {error}")
+
+        thread = self._start(work)
+        self.results.append(lambda: thread.join(seconds + 60))
+
+    def download(self, address: tuple[str, int], size_bytes: int, seconds: float) -> None:
+        """A response of that size, which the origin sends over that time."""
+        count = size_bytes // PIECE_BYTES
+
+        def work() -> None:
+            got = 0
+            try:
+                connection = http.client.HTTPConnection(*address, timeout=30)
+                with closing(connection):
+                    connection.request("GET", f"/large?n={count}&s={seconds:g}", headers={"Host": self._host})
+                    answer = connection.getresponse()
+                    while got < count and answer.status == 200 and answer.read(PIECE_BYTES) == piece_of(got):
+                        got += 1
+                if got != count:
+                    self.fail(f"download at {address[1]}: {answer.status}, {got} of {count} pieces were right")
+            except (OSError, http.client.HTTPException) as error:
+                self.fail(f"download at {address[1]}: {type(error).__name__} {error} after {got} of {count} pieces")
+
+        thread = self._start(work)
+        self.results.append(lambda: thread.join(seconds + 60))
+
+    def converse(self, address: tuple[str, int], seconds: float) -> None:
+        """A WebSocket on which something is said and echoed four times a second, until the visitor closes it."""
+
+        def work() -> None:
+            said = 0
+            try:
+                with socket.create_connection(address, timeout=30) as sock, sock.makefile("rb") as stream:
+                    key = base64.b64encode(os.urandom(16)).decode()
+                    fields = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}"
+                    sock.sendall(f"GET /echo HTTP/1.1\r\nHost: {self._host}\r\n{fields}\r\n\r\n".encode())
+                    status = stream.readline()
+                    while stream.readline() not in (b"\r\n", b""):
+                        pass
+                    assert status.startswith(b"HTTP/1.1 101 "), status
+                    end = time.monotonic() + seconds
+                    while time.monotonic() < end:
+                        text = b"word %d" % said
+                        sock.sendall(websocket_frame(_TEXT, text, os.urandom(4)))
+                        heard = read_websocket_frame(stream)
+                        assert heard == (_TEXT, text), heard
+                        said += 1
+                        time.sleep(EVENT_EVERY_S)
+                    sock.sendall(websocket_frame(_CLOSE, b"\x03\xe8", os.urandom(4)))
+                    heard = read_websocket_frame(stream)
+                    assert heard == (_CLOSE, b"\x03\xe8"), heard
+            except (OSError, EOFError, AssertionError) as error:
+                self.fail(f"WebSocket at {address[1]}: {type(error).__name__} {error} after {said} words")
 
         thread = self._start(work)
         self.results.append(lambda: thread.join(seconds + 60))
