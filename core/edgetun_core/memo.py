@@ -11,12 +11,15 @@ the same twice would otherwise fill every memo with what nobody looks up.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-SIGHTED: Final = 4096
+MAX_AGE_S: Final = 30.0
+"""How long a generation of a `WeighedMemo` is the young one at most: a response's head with its `Date` recurs within a second and then never again."""
+SIGHTED: Final = 2048
 """Half of how many keys a `RecurringMemo` knows that it has not kept; 100 bytes each."""
 
 
@@ -71,13 +74,13 @@ class Memo(Generic[K, V]):
 
 
 class WeighedMemo(Memo[K, V]):
-    """A memo whose generations are bounded by what their entries weigh, too.
+    """A memo whose generations are bounded by what their entries weigh, and by age: what nobody looked up for a minute goes.
 
     `weigh` estimates an entry in bytes; what weighs more than `max_entry_bytes` is not stored. Together the two generations hold
-    `2 * max_bytes`, and two entries more.
+    `2 * max_bytes`.
     """
 
-    __slots__ = ("_max_bytes", "_max_entry_bytes", "_weigh", "_weight")
+    __slots__ = ("_max_bytes", "_max_entry_bytes", "_until", "_weigh", "_weight")
 
     def __init__(
         self, weigh: Callable[[K, V], int], max_bytes: int, *, max_entry_bytes: int, capacity: int = 8192
@@ -87,14 +90,18 @@ class WeighedMemo(Memo[K, V]):
         self._max_bytes = max_bytes
         self._max_entry_bytes = max_entry_bytes
         self._weight = 0
+        self._until = 0.0
+        """When another generation begins."""
 
     def put(self, key: K, value: V) -> bool:
         """Stores the value if it is light enough, and says whether it was; drops the oldest generation when the young one is full."""
         weight = self._weigh(key, value)
         if weight > self._max_entry_bytes:
             return False
-        if self._weight + weight > self._max_bytes:
+        now = monotonic()
+        if now >= self._until or self._weight + weight > self._max_bytes:
             self._age()
+            self._until = now + MAX_AGE_S
         self._weight += weight
         return super().put(key, value)
 

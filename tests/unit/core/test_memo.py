@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetun_core.memo import SIGHTED, Memo, RecurringMemo, WeighedMemo
+from edgetun_core import memo as memo_module
+from edgetun_core.memo import MAX_AGE_S, SIGHTED, Memo, RecurringMemo, WeighedMemo
 
 
 def test_two_generations_and_what_is_used_stays() -> None:
@@ -43,6 +45,21 @@ def test_what_is_looked_up_moves_to_the_young_with_its_weight() -> None:
     for key in "cd":
         memo.put(key, 60)
     assert memo.get("a") is None
+
+
+def test_what_nobody_looked_up_for_two_generations_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(memo_module, "monotonic", lambda: now)
+    memo: WeighedMemo[str, int] = WeighedMemo(lambda key, weight: weight, 1 << 20, max_entry_bytes=100)
+    memo.put("wanted", 1)
+    memo.put("not wanted", 1)
+    for _ in range(3):
+        now += MAX_AGE_S
+        memo.put("another", 1)
+        assert memo.get("wanted") == 1
+    assert memo.get("not wanted") is None
+    assert len(memo) <= 4
+    assert memo._weight <= 2, "a generation's weight is its own"
 
 
 def test_a_key_is_kept_the_second_time() -> None:
