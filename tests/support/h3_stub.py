@@ -14,7 +14,7 @@ from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.h3 import H3Connection
 from edgetun_exitnode.front.h3_exchange import H3Exchange
 from edgetun_exitnode.front.h3_response import date_line
-from edgetun_exitnode.front.memos import KnownRequests
+from edgetun_exitnode.front.memos import REMEMBERED_BYTES, KnownRequests
 
 
 class StubQuic:
@@ -100,7 +100,7 @@ class StubFront:
         self.h1_limits = self.limits.h1
         self.counters = self.context.counters
         self.max_section_bytes = self.h1_limits.max_head_bytes + 32 * self.h1_limits.max_fields
-        self.known = KnownRequests()
+        self.known = KnownRequests(REMEMBERED_BYTES)
         self.now = 1000.0
         self.ping_s = 25.0
         self.date_line = date_line(b"Wed, 25 Nov 2026 22:00:00 GMT")

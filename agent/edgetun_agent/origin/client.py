@@ -14,9 +14,9 @@ from typing import Any
 from edgetun_agent.observe import RecentRequests
 from edgetun_agent.origin.address import choose_authority
 from edgetun_agent.origin.connect import OriginDialler
-from edgetun_agent.origin.connection import KEEP_IDLE_S, OriginConnection
+from edgetun_agent.origin.connection import KEEP_IDLE_S, OriginConnection, PreparedHead
 from edgetun_agent.origin.exchange import OriginExchange, ProbeExchange, Upload
-from edgetun_agent.origin.memos import HeadMemo, RequestBlocks
+from edgetun_agent.origin.memos import MEMO_BYTES, RequestBlocks
 from edgetun_agent.origin.pool import Pool
 from edgetun_agent.origin.record import OriginRecord
 from edgetun_agent.origin.sweeper import Sweeper
@@ -32,6 +32,7 @@ from edgetun_core.errors import (
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.h1 import render_request
 from edgetun_core.http.h1_render import BodyFraming
+from edgetun_core.http.head_memo import HeadMemo
 from edgetun_core.http.message import Peer, RequestHead
 from edgetun_core.snapshot import OriginRule
 
@@ -53,8 +54,8 @@ class OriginClient(OriginRecord):
         record: OriginRecord | None = None,
     ) -> None:
         super().__init__(rule, service=service, recent=recent, on_health=on_health, record=record)
-        self.heads = HeadMemo()
-        self.heads_of_head = HeadMemo()
+        self.heads: HeadMemo[bytes, PreparedHead] = HeadMemo(MEMO_BYTES)
+        self.heads_of_head: HeadMemo[bytes, PreparedHead] = HeadMemo(MEMO_BYTES)
         self._dialler = OriginDialler(rule)
         self._authority = choose_authority(rule, self._dialler.address)
         self._prefix = self._dialler.address.prefix

@@ -12,9 +12,9 @@ import re
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from edgetun_agent.origin.memos import HeadMemo
 from edgetun_core.errors import EdgetunError, UpstreamBroken, UpstreamTimeout
 from edgetun_core.http.h1 import CHUNKED, UNTIL_CLOSE, ChunkedDecoder, H1Error, has_bare_line_end, parse_response
+from edgetun_core.http.head_memo import HeadMemo
 from edgetun_core.http.message import ResponseHead
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class ConnectionOwner(Protocol):
     """What a connection tells its client."""
 
     url: str
-    heads: HeadMemo
+    heads: HeadMemo[bytes, PreparedHead]
     """Heads of answers to anything but HEAD, by block."""
-    heads_of_head: HeadMemo
+    heads_of_head: HeadMemo[bytes, PreparedHead]
 
     def connection_free(self, conn: OriginConnection, keep_s: float) -> None:
         """The response ended and the connection can serve another request within `keep_s`."""

@@ -24,7 +24,7 @@ from edgetun_agent.origin.connection import KEEP_IDLE_S
 from edgetun_agent.origin.h2_connection import H2OriginConnection
 from edgetun_agent.origin.h2_exchange import H2Exchange
 from edgetun_agent.origin.health import HealthState
-from edgetun_agent.origin.memos import ReceivedHeads, RequestBlocks
+from edgetun_agent.origin.memos import MEMO_BYTES, RequestBlocks
 from edgetun_agent.origin.record import OriginRecord
 from edgetun_agent.origin.sweeper import Sweeper
 from edgetun_core.errors import (
@@ -38,8 +38,9 @@ from edgetun_core.errors import (
 )
 from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.h2 import render_block
-from edgetun_core.http.message import Peer, RequestHead
-from edgetun_core.http.multiplexed import build_request_fields
+from edgetun_core.http.head_memo import HeadMemo
+from edgetun_core.http.message import Fields, Peer, RequestHead
+from edgetun_core.http.multiplexed import ReceivedResponse, build_request_fields
 from edgetun_core.snapshot import OriginRule
 
 LEAST_QUEUE: Final = 100
@@ -74,7 +75,7 @@ class H2OriginClient(OriginRecord):
         self._dials: set[asyncio.Task[None]] = set()
         self._opening = 0
         self._blocks = RequestBlocks()
-        self.received_heads = ReceivedHeads()
+        self.received_heads: HeadMemo[Fields, ReceivedResponse] = HeadMemo(MEMO_BYTES)
         self._http1: OriginClient | None = None
         """For WebSockets that the origin does not take over HTTP/2, and for an origin whose ALPN chose HTTP/1.1."""
         self._chose_http1 = False

@@ -15,6 +15,7 @@ from email.utils import formatdate
 from typing import Final
 
 from edgetun_core.errors import ConfigError, Draining, EdgetunError
+from edgetun_core.http.head_memo import HeadMemo
 from edgetun_core.http.message import Field, Peer, RequestHead
 from edgetun_core.http.multiplexed import ReceivedRequest, read_request
 from edgetun_core.http.qpack import SectionDecoder
@@ -31,7 +32,7 @@ from edgetun_exitnode.front.eviction import Evictor
 from edgetun_exitnode.front.h3 import H3Connection
 from edgetun_exitnode.front.h3_exchange import SAFE_METHODS, H3Exchange
 from edgetun_exitnode.front.h3_response import date_line
-from edgetun_exitnode.front.memos import KnownRequests
+from edgetun_exitnode.front.memos import REMEMBERED_BYTES, KnownRequests
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +65,9 @@ class H3Front(QuicEndpoint[H3Connection]):
         self.h1_limits = limits.h1
         self.counters = context.counters
         self.max_section_bytes = limits.h1.max_head_bytes + _FIELD_OVERHEAD_BYTES * limits.h1.max_fields
-        self.known = KnownRequests()
+        self.known: KnownRequests = HeadMemo(REMEMBERED_BYTES)
         """By the bytes of a whole stream: of requests that were one HEADERS frame."""
-        self._heads = KnownRequests()
+        self._heads: KnownRequests = HeadMemo(REMEMBERED_BYTES)
         self._clock = FrontClock(context.clock, limits.sweep_s)
         self.now = self._clock.now
         """The time of the last sweep, by the front's own clock."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgetun_core.errors import LimitExceeded
 from edgetun_core.http.h2.hpack import render_field
+from edgetun_core.http.head_memo import HeadMemo
 from edgetun_core.http.message import Peer
 from edgetun_exitnode.front.addresses import AddressCounts, normalise_address
 from edgetun_exitnode.front.certificates import CertificateStore
@@ -24,7 +25,7 @@ from edgetun_exitnode.front.h1 import H1Connection
 from edgetun_exitnode.front.h1_exchange import H1Exchange
 from edgetun_exitnode.front.h2 import H2Connection
 from edgetun_exitnode.front.listening import bind_sockets
-from edgetun_exitnode.front.memos import FieldsMemo, RequestMemo
+from edgetun_exitnode.front.memos import REMEMBERED_BYTES, FieldsMemo, RequestMemo
 from edgetun_exitnode.front.proxied import ProxiedConnection
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class Front:
         self.limits = context.limits
         self.h1_limits = context.limits.h1
         self.counters = context.counters
-        self.known = RequestMemo()
-        self.known_fields = FieldsMemo()
+        self.known: RequestMemo = HeadMemo(REMEMBERED_BYTES)
+        self.known_fields: FieldsMemo = HeadMemo(REMEMBERED_BYTES)
         self._clock = FrontClock(context.clock, context.limits.sweep_s)
         self.now = self._clock.now
         """The time of the last sweep, by the front's own clock."""

@@ -11,7 +11,7 @@ from edgetun_core.http.h1 import H1Limits, parse_request
 from edgetun_exitnode.front.addresses import address_key, normalise_address
 from edgetun_exitnode.front.certificates import NameSet
 from edgetun_exitnode.front.listening import bind_sockets
-from edgetun_exitnode.front.memos import RequestMemo
+from edgetun_exitnode.front.memos import REMEMBERED_BYTES, RequestMemo
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_visitors_are_counted_by_address_or_ipv6_network_and_loopback_is_not() -
 
 
 def test_remembered_heads_are_bounded_in_bytes() -> None:
-    memo = RequestMemo()
+    memo = RequestMemo(REMEMBERED_BYTES)
     limits = H1Limits()
     for number in range(6000):
         block = b"GET /%d HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (number, b"x" * 3000)
@@ -69,7 +69,7 @@ def test_remembered_heads_are_bounded_in_bytes() -> None:
 
 
 def test_heads_that_come_once_are_not_remembered() -> None:
-    memo = RequestMemo()
+    memo = RequestMemo(REMEMBERED_BYTES)
     limits = H1Limits()
     for number in range(20_000):
         block = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number
