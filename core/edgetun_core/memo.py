@@ -17,6 +17,8 @@ from typing import Any, Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+MAX_ENTRIES: Final = 8192
+"""Of each generation of a `WeighedMemo`, however light they are."""
 MAX_AGE_S: Final = 30.0
 """How long a generation of a `WeighedMemo` is the young one at most: a response's head with its `Date` recurs within a second and then never again."""
 SIGHTED: Final = 2048
@@ -82,10 +84,8 @@ class WeighedMemo(Memo[K, V]):
 
     __slots__ = ("_max_bytes", "_max_entry_bytes", "_until", "_weigh", "_weight")
 
-    def __init__(
-        self, weigh: Callable[[K, V], int], max_bytes: int, *, max_entry_bytes: int, capacity: int = 8192
-    ) -> None:
-        super().__init__(capacity)
+    def __init__(self, weigh: Callable[[K, V], int], max_bytes: int, *, max_entry_bytes: int) -> None:
+        super().__init__(MAX_ENTRIES)
         self._weigh = weigh
         self._max_bytes = max_bytes
         self._max_entry_bytes = max_entry_bytes
@@ -120,10 +120,8 @@ class RecurringMemo(WeighedMemo[K, V]):
 
     __slots__ = ("_sighted",)
 
-    def __init__(
-        self, weigh: Callable[[K, V], int], max_bytes: int, *, max_entry_bytes: int, capacity: int = 8192
-    ) -> None:
-        super().__init__(weigh, max_bytes, max_entry_bytes=max_entry_bytes, capacity=capacity)
+    def __init__(self, weigh: Callable[[K, V], int], max_bytes: int, *, max_entry_bytes: int) -> None:
+        super().__init__(weigh, max_bytes, max_entry_bytes=max_entry_bytes)
         self._sighted: Memo[int, bool] = Memo(SIGHTED)
 
     def remember(self, key: K, value: V) -> bool:

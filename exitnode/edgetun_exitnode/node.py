@@ -27,7 +27,6 @@ from edgetun_exitnode.cache.purge import purge
 from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Store
-from edgetun_exitnode.cache.view import Views
 from edgetun_exitnode.front.certificates import CertificateStore
 from edgetun_exitnode.front.context import FrontContext, FrontLimits
 from edgetun_exitnode.front.listening import explain
@@ -96,7 +95,6 @@ class ExitNode:
         loop = asyncio.get_running_loop()
         self._clock = clock
         self._wall_clock = wall_clock
-        self._views = Views()
         self._memos = StageMemos()
         self.registry = SessionRegistry(clock, loop.call_later, lambda tunnel: tunnel in self.router.table.plans)
         self.acceptor = SessionAcceptor(self.registry, name, wall_clock, max_sessions=self.limits.max_sessions)
@@ -269,7 +267,6 @@ class ExitNode:
             asyncio.get_running_loop(),
             wall_clock=self._wall_clock,
             stats=self.cache_stats.setdefault(tunnel.id, CacheStats()),
-            views=self._views,
             memos=self._memos,
             partition=_origin_of(tunnel, route),
         )

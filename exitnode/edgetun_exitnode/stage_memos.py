@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from edgetun_core.http.message import RequestHead, ResponseHead
 from edgetun_core.memo import WeighedMemo
+from edgetun_exitnode.cache.view import Views
 
 REMEMBERED_BYTES: Final = 4 * 1024 * 1024
 MAX_ENTRY_BYTES: Final = 20 * 1024
-"""The head of 4 KiB in 50 fields; a larger one is made anew each time."""
+"""Twice what a head of 3 KiB in 20 fields takes; a larger one is made anew each time."""
 _VERDICT_BYTES: Final = 400
 
 _serials = count(1)
@@ -28,7 +29,16 @@ def next_serial() -> int:
 class StageMemos:
     """The memos. Of each key the first part is the head that was received, and one part the stage's serial."""
 
-    __slots__ = ("alone", "changed_requests", "changed_responses", "decorated", "forwarded", "relayed", "verdicts")
+    __slots__ = (
+        "alone",
+        "changed_requests",
+        "changed_responses",
+        "decorated",
+        "forwarded",
+        "relayed",
+        "verdicts",
+        "views",
+    )
 
     def __init__(self) -> None:
         self.alone: WeighedMemo[tuple[ResponseHead, int], ResponseHead] = _heads()
@@ -46,6 +56,8 @@ class StageMemos:
             _weigh_verdict, REMEMBERED_BYTES, max_entry_bytes=MAX_ENTRY_BYTES
         )
         """Whether and how a response is compressed."""
+        self.views = Views()
+        """What the cache must know of a request; by the head alone, and in a bound of its own."""
 
 
 def _heads() -> WeighedMemo[Any, Any]:

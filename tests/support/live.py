@@ -204,25 +204,32 @@ class Visitors:
                 self.fail(f"{address[1]}: {type(error).__name__} {error}")
             self._is_over.wait(self._each_s)
 
+    def _last(self, what: str, address: tuple[str, int], seconds: float, work: Callable[[], None]) -> None:
+        """Does what takes so long, on a thread that `stop` waits for; whatever breaks it off is a failure."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except (OSError, EOFError, http.client.HTTPException, AssertionError) as error:
+                self.fail(f"{what} at {address[1]}: {type(error).__name__} {error}")
+
+        thread = self._start(guarded)
+        self.results.append(lambda: thread.join(seconds + 60))
+
     def follow_events(self, address: tuple[str, int], seconds: float) -> None:
         """An event stream of that length, which must come whole and in order."""
         count = int(seconds / EVENT_EVERY_S)
 
         def work() -> None:
-            try:
-                connection = http.client.HTTPConnection(*address, timeout=30)
-                with closing(connection):
-                    connection.request("GET", f"/events?n={count}", headers={"Host": self._host})
-                    answer = connection.getresponse()
-                    body = answer.read()
-                wanted = b"".join(b"data: %d\n\n" % number for number in range(count))
-                if answer.status != 200 or body != wanted:
-                    self.fail(f"events at {address[1]}: {answer.status}, {len(body)} of {len(wanted)} bytes")
-            except (OSError, http.client.HTTPException) as error:
-                self.fail(f"events at {address[1]}: {type(error).__name__} {error}")
+            connection = http.client.HTTPConnection(*address, timeout=30)
+            with closing(connection):
+                connection.request("GET", f"/events?n={count}", headers={"Host": self._host})
+                answer = connection.getresponse()
+                body = answer.read()
+            wanted = b"".join(b"data: %d\n\n" % number for number in range(count))
+            assert (answer.status, body) == (200, wanted), f"{answer.status}, {len(body)} of {len(wanted)} bytes"
 
-        thread = self._start(work)
-        self.results.append(lambda: thread.join(seconds + 60))
+        self._last("events", address, seconds, work)
 
     def upload(self, address: tuple[str, int], seconds: float) -> None:
         """A POST whose body takes that long."""
@@ -234,69 +241,57 @@ class Visitors:
                 time.sleep(0.5)
 
         def work() -> None:
-            try:
-                connection = http.client.HTTPConnection(*address, timeout=seconds + 30)
-                with closing(connection):
-                    fields = {"Host": self._host, "Transfer-Encoding": "chunked"}
-                    connection.request("POST", "/upload", body(), fields, encode_chunked=True)
-                    answer = connection.getresponse()
-                    said = answer.read()
-                if answer.status != 200 or said != hashlib.sha256(b"".join(pieces)).hexdigest().encode():
-                    self.fail(f"upload at {address[1]}: {answer.status} {said[:200]!r}")
-            except (OSError, http.client.HTTPException) as error:
-                self.fail(f"upload at {address[1]}: {type(error).__name__} {error}")
+            connection = http.client.HTTPConnection(*address, timeout=seconds + 30)
+            with closing(connection):
+                fields = {"Host": self._host, "Transfer-Encoding": "chunked"}
+                connection.request("POST", "/upload", body(), fields, encode_chunked=True)
+                answer = connection.getresponse()
+                said = answer.read()
+            wanted = hashlib.sha256(b"".join(pieces)).hexdigest().encode()
+            assert (answer.status, said) == (200, wanted), f"{answer.status} {said[:200]!r}"
 
-        thread = self._start(work)
-        self.results.append(lambda: thread.join(seconds + 60))
+        self._last("upload", address, seconds, work)
 
     def download(self, address: tuple[str, int], size_bytes: int, seconds: float) -> None:
         """A response of that size, which the origin sends over that time."""
         count = size_bytes // PIECE_BYTES
 
         def work() -> None:
-            got = 0
-            try:
-                connection = http.client.HTTPConnection(*address, timeout=30)
-                with closing(connection):
-                    connection.request("GET", f"/large?n={count}&s={seconds:g}", headers={"Host": self._host})
-                    answer = connection.getresponse()
-                    while got < count and answer.status == 200 and answer.read(PIECE_BYTES) == piece_of(got):
-                        got += 1
-                if got != count:
-                    self.fail(f"download at {address[1]}: {answer.status}, {got} of {count} pieces were right")
-            except (OSError, http.client.HTTPException) as error:
-                self.fail(f"download at {address[1]}: {type(error).__name__} {error} after {got} of {count} pieces")
+            connection = http.client.HTTPConnection(*address, timeout=30)
+            with closing(connection):
+                connection.request("GET", f"/large?n={count}&s={seconds:g}", headers={"Host": self._host})
+                answer = connection.getresponse()
+                assert answer.status == 200, answer.status
+                for number in range(count):
+                    assert answer.read(PIECE_BYTES) == piece_of(number), f"{number} of {count} pieces were right"
+                assert not answer.read(1), "more than was asked for"
 
-        thread = self._start(work)
-        self.results.append(lambda: thread.join(seconds + 60))
+        self._last("download", address, seconds, work)
 
     def converse(self, address: tuple[str, int], seconds: float) -> None:
         """A WebSocket on which something is said and echoed four times a second, until the visitor closes it."""
 
         def work() -> None:
-            said = 0
-            try:
-                with socket.create_connection(address, timeout=30) as sock, sock.makefile("rb") as stream:
-                    key = base64.b64encode(os.urandom(16)).decode()
-                    fields = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}"
-                    sock.sendall(f"GET /echo HTTP/1.1\r\nHost: {self._host}\r\n{fields}\r\n\r\n".encode())
-                    status = stream.readline()
-                    while stream.readline() not in (b"\r\n", b""):
-                        pass
-                    assert status.startswith(b"HTTP/1.1 101 "), status
-                    end = time.monotonic() + seconds
-                    while time.monotonic() < end:
-                        text = b"word %d" % said
-                        sock.sendall(websocket_frame(_TEXT, text, os.urandom(4)))
-                        heard = read_websocket_frame(stream)
-                        assert heard == (_TEXT, text), heard
-                        said += 1
-                        time.sleep(EVENT_EVERY_S)
-                    sock.sendall(websocket_frame(_CLOSE, b"\x03\xe8", os.urandom(4)))
-                    heard = read_websocket_frame(stream)
-                    assert heard == (_CLOSE, b"\x03\xe8"), heard
-            except (OSError, EOFError, AssertionError) as error:
-                self.fail(f"WebSocket at {address[1]}: {type(error).__name__} {error} after {said} words")
+            with socket.create_connection(address, timeout=30) as sock, sock.makefile("rb") as stream:
+                key = base64.b64encode(os.urandom(16)).decode()
+                fields = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}"
+                sock.sendall(f"GET /echo HTTP/1.1\r\nHost: {self._host}\r\n{fields}\r\n\r\n".encode())
+                status = stream.readline()
+                while stream.readline() not in (b"\r\n", b""):
+                    pass
+                assert status.startswith(b"HTTP/1.1 101 "), status
 
-        thread = self._start(work)
-        self.results.append(lambda: thread.join(seconds + 60))
+                def echoed(kind: int, said: bytes) -> None:
+                    sock.sendall(websocket_frame(kind, said, os.urandom(4)))
+                    heard = read_websocket_frame(stream)
+                    assert heard == (kind, said), f"said {said!r}, heard {heard}"
+
+                end = time.monotonic() + seconds
+                number = 0
+                while time.monotonic() < end:
+                    echoed(_TEXT, b"word %d" % number)
+                    number += 1
+                    time.sleep(EVENT_EVERY_S)
+                echoed(_CLOSE, b"\x03\xe8")
+
+        self._last("WebSocket", address, seconds, work)

@@ -472,9 +472,8 @@ class OriginConnection(asyncio.Protocol):
                 idle_timeout_s if self.can_half_close else min(LINGER_S, idle_timeout_s)
             ):
                 self.fail(UpstreamTimeout(f"{url} fell silent after the visitor's side had ended"))
-        elif (
-            exchange.is_sent and not self._is_stream and silent_s > idle_timeout_s
-        ):  # before, it may wait for the visitor
+        elif exchange.is_sent and not self._is_stream and silent_s > idle_timeout_s:
+            # Before all is sent it may be waiting for the visitor.
             self.fail(
                 UpstreamTimeout(
                     f"{url} fell silent for {idle_timeout_s:g} s in the middle of its answer",

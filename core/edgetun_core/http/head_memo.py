@@ -11,7 +11,7 @@ from edgetun_core.memo import RecurringMemo
 MAX_HEAD_BYTES: Final = 4 * 1024
 """A larger head is read anew each time."""
 _MAX_ENTRY_BYTES: Final = 40 * 1024
-"""A head of `MAX_HEAD_BYTES` in 100 fields; one in more, smaller fields is not kept either."""
+"""A head of `MAX_HEAD_BYTES` in 75 fields; one in more, smaller fields is not kept either."""
 
 
 class HasHead(Protocol):

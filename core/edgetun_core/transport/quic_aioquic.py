@@ -26,6 +26,7 @@ from edgetun_core.transport.quic_connection import (
     SMALLEST_PACKET_BYTES,
     Ended,
     Sink,
+    pass_on,
 )
 from edgetun_core.transport.udp import Address
 
@@ -49,23 +50,7 @@ class AioquicConnection(QuicConnection):
 
     def pump(self, sink: Sink) -> None:
         while (event := self.next_event()) is not None:
-            match event:
-                case events.StreamDataReceived():
-                    if event.data:
-                        sink.stream_data(event.stream_id, event.data)
-                    if event.end_stream:
-                        sink.stream_ended(event.stream_id)
-                case events.DatagramFrameReceived():
-                    sink.datagram(event.data)
-                case events.HandshakeCompleted():
-                    self.is_resumed = event.session_resumed
-                    sink.handshake_done(event.alpn_protocol)
-                case events.ConnectionIdIssued():
-                    sink.cid_issued(event.connection_id)
-                case events.ConnectionIdRetired():
-                    sink.cid_retired(event.connection_id)
-                case events.StreamReset() | events.StopSendingReceived():
-                    sink.stream_ended(event.stream_id)
+            pass_on(event, events, self, sink)
 
     def transmit(self, now: float, send: Callable[[list[bytes], Address], None]) -> None:
         if not self._network_paths:

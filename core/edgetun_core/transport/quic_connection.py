@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from edgetun_core.transport.udp import Address
 
@@ -48,6 +48,33 @@ class Sink(Protocol):
     def datagram(self, data: bytes) -> None: ...
     def cid_issued(self, cid: bytes) -> None: ...
     def cid_retired(self, cid: bytes) -> None: ...
+
+
+class Resumable(Protocol):
+    """A connection that remembers whether its session was resumed."""
+
+    is_resumed: bool
+
+
+def pass_on(event: Any, kinds: Any, connection: Resumable, sink: Sink) -> None:
+    """Tells a sink of an event; `kinds` is the library's module of events, whose names are the same in both. Hot path."""
+    match event:
+        case kinds.StreamDataReceived():
+            if event.data:
+                sink.stream_data(event.stream_id, event.data)
+            if event.end_stream:
+                sink.stream_ended(event.stream_id)
+        case kinds.DatagramFrameReceived():
+            sink.datagram(event.data)
+        case kinds.HandshakeCompleted():
+            connection.is_resumed = event.session_resumed
+            sink.handshake_done(event.alpn_protocol)
+        case kinds.ConnectionIdIssued():
+            sink.cid_issued(event.connection_id)
+        case kinds.ConnectionIdRetired():
+            sink.cid_retired(event.connection_id)
+        case kinds.StreamReset() | kinds.StopSendingReceived():
+            sink.stream_ended(event.stream_id)
 
 
 class BareConnection(Protocol):

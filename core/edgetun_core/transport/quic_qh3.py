@@ -33,6 +33,7 @@ from edgetun_core.transport.quic_connection import (
     SMALLEST_PACKET_BYTES,
     Ended,
     Sink,
+    pass_on,
 )
 from edgetun_core.transport.quic_qh3_settled import Settled
 from edgetun_core.transport.quic_qh3_shrink import Shrink
@@ -128,29 +129,11 @@ class Qh3Connection(QuicConnection):
         while waiting:
             self._events = []  # type: ignore[assignment]
             for event in waiting:
-                self._tell(event, sink)
+                if type(event) is events.PingAcknowledged:
+                    self._where.acknowledged(event.uid)
+                else:
+                    pass_on(event, events, self, sink)
             waiting = self._events
-
-    def _tell(self, event: events.QuicEvent, sink: Sink) -> None:
-        match event:
-            case events.StreamDataReceived():
-                if event.data:
-                    sink.stream_data(event.stream_id, event.data)
-                if event.end_stream:
-                    sink.stream_ended(event.stream_id)
-            case events.DatagramFrameReceived():
-                sink.datagram(event.data)
-            case events.HandshakeCompleted():
-                self.is_resumed = event.session_resumed
-                sink.handshake_done(event.alpn_protocol)
-            case events.PingAcknowledged():
-                self._where.acknowledged(event.uid)
-            case events.ConnectionIdIssued():
-                sink.cid_issued(event.connection_id)
-            case events.ConnectionIdRetired():
-                sink.cid_retired(event.connection_id)
-            case events.StreamReset() | events.StopSendingReceived():
-                sink.stream_ended(event.stream_id)
 
     @staticmethod
     def _join_pieces(waiting: MutableSequence[events.QuicEvent]) -> None:

@@ -501,4 +501,4 @@ class Coordinator:
             self._unkey(flight)
             self._flights.pop(flight.id, None)
             if not self._flights:  # emptied dicts keep their size, and there are two per tunnel
-                self._flights, self._by_key = {}, dict(self._by_key)
+                self._flights, self._by_key = {}, {}

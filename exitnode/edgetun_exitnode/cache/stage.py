@@ -74,7 +74,7 @@ from edgetun_exitnode.cache.scheduling import Scheduler
 from edgetun_exitnode.cache.stats import CacheStats
 from edgetun_exitnode.cache.store import Entry, Store
 from edgetun_exitnode.cache.stored import RETRY_S, Stored
-from edgetun_exitnode.cache.view import RequestView, Views, build_view
+from edgetun_exitnode.cache.view import RequestView, build_view
 from edgetun_exitnode.cache.visitor import Visitor
 from edgetun_exitnode.stage_memos import StageMemos, next_serial
 
@@ -149,7 +149,6 @@ class CacheStage:
         *,
         wall_clock: Callable[[], float] = time.time,
         stats: CacheStats | None = None,
-        views: Views | None = None,
         memos: StageMemos | None = None,
         partition: str = "",
     ) -> None:
@@ -170,13 +169,13 @@ class CacheStage:
         self.may_store = rule.mode != "off" and store.max_bytes > 0
         self.coordinator = Coordinator(collapse.patience_s)
         self.flights: dict[FlightId, Flight] = {}
-        self._views: Views = views if views is not None else Views()
         self._resources = store.resources
         self._tenant = tenant.encode()
         self._partition = partition.encode()
         self._query = QueryFilter(rule.ignore_query)
         self.stored = Stored(rule, store, tenant, clock, wall_clock, self.stats, self._query)
         memos = memos or StageMemos()
+        self._views = memos.views
         self._decorated = memos.decorated
         self._alone = memos.alone
         self._memo_serial = next_serial()

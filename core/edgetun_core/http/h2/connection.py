@@ -339,8 +339,8 @@ class Connection(Controls[S]):
             except RequestRefused as error:
                 self._refuse(stream_id, error, end)
                 return
-            if received.head.recurs and is_stable and self._may_know(block):
-                self._known[block] = received
+            if is_stable:
+                self._learn(block, received)
         elif not self._may_open(stream_id):
             return
         if end and received.body_length > 0:
@@ -386,8 +386,10 @@ class Connection(Controls[S]):
     def _refuse(self, stream_id: int, error: RequestRefused, end: bool) -> None:
         self.refuse_request(self._begin(stream_id, end), error, end)
 
-    def _may_know(self, block: bytes) -> bool:
-        return len(block) <= _KNOWN_BLOCK_BYTES and len(self._known) < _KNOWN_BLOCKS
+    def _learn(self, block: bytes, received: Any) -> None:
+        """Keeps what a block that means the same each time was read as, if its head comes again."""
+        if received.head.recurs and len(block) <= _KNOWN_BLOCK_BYTES and len(self._known) < _KNOWN_BLOCKS:
+            self._known[block] = received
 
     def _handle_later_block(self, stream: S, block: bytes, end: bool) -> None:
         """Trailers, or on a client the response's head."""
@@ -410,8 +412,8 @@ class Connection(Controls[S]):
                 received = self.read_head(fields)
             except MalformedMessage as error:
                 raise StreamBroken(Code.PROTOCOL_ERROR, error.message) from None
-            if received.head.recurs and is_stable and self._may_know(block):
-                self._known[block] = received
+            if is_stable:
+                self._learn(block, received)
         elif stream.state is State.HALF_CLOSED_REMOTE:
             raise StreamBroken(Code.STREAM_CLOSED, "HEADERS after the end of the stream (RFC 9113 §5.1)")
         status = received.head.status
