@@ -26,7 +26,14 @@ from edgetun_exitnode.cache.collapse import (
     Satisfied,
 )
 from edgetun_exitnode.cache.freshness import ERRORS, NotStorable, Storable, Told, decide_storable
-from edgetun_exitnode.cache.response import StoredResponse, Use, decide_not_modified, decide_range, with_cache_status
+from edgetun_exitnode.cache.response import (
+    StoredResponse,
+    Use,
+    decide_not_modified,
+    decide_range,
+    mark_stored,
+    with_cache_status,
+)
 from edgetun_exitnode.cache.scheduling import TimerHandle
 from edgetun_exitnode.cache.store import Entry
 from edgetun_exitnode.cache.validation import Conditions, Confirmed, Unidentified, decide_confirmed, update_fields
@@ -426,7 +433,7 @@ class Flight:
                 assert self.origin_head is not None
                 detail = self.fwd + (b"; stored" if stage.may_store else b"")
                 head = with_cache_status(self.origin_head, detail, stage.wall_clock())
-                head.view = response
+                mark_stored(head, response)
             else:
                 head = response.head(now, use)
         if self.body.is_complete and not self.body.total and self.body.trailers is None:

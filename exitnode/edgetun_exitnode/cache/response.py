@@ -6,6 +6,7 @@ Sharing the `ResponseHead` objects matters: a front keeps its rendering on the h
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
+from weakref import ref
 
 from edgetun_core.http.message import Field, Fields, ResponseHead
 from edgetun_exitnode.cache.dates import format_http_date, parse_http_date
@@ -48,6 +49,7 @@ class StoredResponse:
     """Status, fields and times of a response as it is reused. `fields` hold no `age`; `length` is -1 while unknown."""
 
     __slots__ = (
+        "__weakref__",
         "_heads",
         "_heads_until",
         "answers_authorized",
@@ -142,7 +144,7 @@ class StoredResponse:
             if status == 304:
                 fields = tuple(field for field in fields if field[0] in _KEPT_IN_304)
             head = ResponseHead(status, (*fields, *self._ending(now, use)))
-            head.view = self
+            mark_stored(head, self)
             head.recurs = True
             self._heads[use, status] = head
         return head
@@ -204,6 +206,22 @@ class StoredResponse:
             case "error":
                 detail = b"fwd=stale; ttl=%d; detail=stale-if-error" % ttl
         return ((b"age", b"%d" % int(current_age_s(self.timing, now))), cache_status(detail + self.key_parameter))
+
+
+def mark_stored(head: ResponseHead, response: StoredResponse) -> None:
+    """Tells of a head that it answers with this response, for `stored_behind`. It does not keep the response: a response keeps its
+    heads, and what is superseded every second must not wait for the garbage collector."""
+    head.view = ref(response)
+
+
+def stored_behind(head: ResponseHead) -> StoredResponse | None:
+    """The response of the cache that a head answers with; None when it is none of the cache's, or the response is gone."""
+    view = head.view
+    if isinstance(view, ref):
+        response = view()
+        if isinstance(response, StoredResponse):
+            return response
+    return None
 
 
 def decide_not_modified(response: StoredResponse, condition: Condition | None) -> bool:

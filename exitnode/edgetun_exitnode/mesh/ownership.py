@@ -16,7 +16,7 @@ from edgetun_core.errors import Cancelled, EdgetunError, NoSession
 from edgetun_core.http.exchange import CLOSED, Handler, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, Relayed, RequestHead, ResponseHead
 from edgetun_exitnode.cache.freshness import Told, current_age_s
-from edgetun_exitnode.cache.response import StoredResponse
+from edgetun_exitnode.cache.response import stored_behind
 from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.cache.stored import RETRY_S
@@ -277,9 +277,10 @@ class _Telling:
 
     def on_head(self, head: ResponseHead, end: bool) -> None:
         told = None
-        if isinstance(head.view, StoredResponse):
+        response = stored_behind(head)
+        if response is not None:
             now = self._clock()
-            timing = head.view.timing
+            timing = response.timing
             fresh_s = timing.fresh_until - now
             if fresh_s <= 0:
                 # One that may answer when it is stale is not asked for again at once, here and there; one whose time ended on its

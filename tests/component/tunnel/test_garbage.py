@@ -67,6 +67,44 @@ async def test_finished_exchanges_leave_no_cycles(tmp_path: Path, engine: str, s
         await visitor.close()
 
 
+async def test_responses_that_are_superseded_leave_no_cycles(tmp_path: Path) -> None:
+    """A page that is made anew every second is made 86,400 times a day."""
+    answer = response(b"hello " * 500, b"Content-Type: text/html")
+    rule = CacheRule(mode="override", ttl_s=0.01)
+    async with (
+        scripted_origin(answering(answer)) as origin,
+        whole(tmp_path, "tls", snapshot(origin.url, cache=rule, collapse=CollapseRule())) as stands,
+    ):
+        visitor = await stands.visitor()
+        hits = 0
+
+        async def ask_anew() -> None:
+            nonlocal hits
+            await asyncio.sleep(0.02)
+            for _ in range(4):
+                answered = await visitor.ask("/", "Accept-Encoding: gzip", host=HOST)
+                assert answered.status == 200
+                hits += "; hit" in answered.fields["cache-status"]
+
+        for _ in range(5):
+            await ask_anew()
+        await asyncio.sleep(0.05)
+        gc.collect()
+        gc.disable()
+        try:
+            before, hits = _ours(), 0
+            for _ in range(ROUNDS):
+                await ask_anew()
+            assert hits >= ROUNDS // 2  # heads were rendered
+            await asyncio.sleep(0.05)
+            stands.node._memos.verdicts.clear()  # as a minute does
+            left = {name: count for name, count in (_ours() - before).items() if count >= ROUNDS // 2}
+        finally:
+            gc.enable()
+        assert left == {}
+        await visitor.close()
+
+
 ROUNDS = 12
 """Each leaves next to nothing, or so many of what it left."""
 

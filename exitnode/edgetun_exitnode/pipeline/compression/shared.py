@@ -6,13 +6,17 @@ to its end with more input adds a step, the others take what is there. How the i
 passed on when all of its input has come.
 
 Bounds: encodings are kept for later visitors up to `max_bytes` together, the least recently used go first; one alone is kept
-up to an eighth of that. One that grows beyond it is finished for those who follow it, whose steps go as they pass them.
+up to an eighth of that. One that grows beyond it is finished for those who follow it, whose steps go as they pass them. An encoding
+does not keep its response, and goes with it: a page that is made anew every second has one encoding, not as many as fit.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
+from itertools import count
 from typing import Final, Protocol
+from weakref import ref
 
 from edgetun_exitnode.pipeline.compression.encoders import ENCODE_WHOLE, Encoder, Encoders
 
@@ -39,11 +43,12 @@ class _Step:
 class SharedEncoding:
     """One response in one coding. `whole` is its encoded body once it is complete, `b""` when it does not get smaller."""
 
-    __slots__ = ("coding", "encoder", "followers", "is_kept", "root", "size_bytes", "source", "whole")
+    __slots__ = ("coding", "encoder", "followers", "is_kept", "root", "serial", "size_bytes", "source", "whole")
 
-    def __init__(self, coding: bytes, source: Source) -> None:
+    def __init__(self, coding: bytes, source: ref[Source], serial: int) -> None:
         self.coding = coding
         self.source = source
+        self.serial = serial
         self.encoder: Encoder | None = None
         self.root: _Step | None = _Step(0, b"", False)
         """Before the first step; None when the encoding is not kept, so that what its followers have passed can go."""
@@ -56,14 +61,16 @@ class SharedEncoding:
 class SharedEncodings:
     """All that one exit node keeps."""
 
-    __slots__ = ("_kept", "_max_one_bytes", "encoders", "max_bytes", "size_bytes")
+    __slots__ = ("_kept", "_max_one_bytes", "_serials", "encoders", "max_bytes", "size_bytes")
 
     def __init__(self, encoders: Encoders, max_bytes: int = MAX_BYTES) -> None:
         self.encoders = encoders
         self.max_bytes = max_bytes
         self.size_bytes = 0
         self._max_one_bytes = max_bytes // 8
-        self._kept: OrderedDict[SharedEncoding, None] = OrderedDict()
+        self._kept: OrderedDict[int, SharedEncoding] = OrderedDict()
+        """By serial."""
+        self._serials = count()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -72,7 +79,7 @@ class SharedEncodings:
         """The encoding of a response, if there is one."""
         found = source.encodings.get(coding) if source.encodings is not None else None
         if found is not None:
-            self._kept.move_to_end(found)
+            self._kept.move_to_end(found.serial)
         return found
 
     def find_whole(self, source: Source, coding: bytes) -> bytes | None:
@@ -114,14 +121,15 @@ class SharedEncodings:
         return Follower(self, shared)
 
     def _keep(self, source: Source, coding: bytes) -> SharedEncoding:
-        shared = SharedEncoding(coding, source)
+        serial = next(self._serials)
+        shared = SharedEncoding(coding, ref(source, partial(self._on_source_gone, serial)), serial)
         if source.encodings is None:
             source.encodings = {}
         before = source.encodings.get(coding)
         if before is not None:
             self.drop(before)
         source.encodings[coding] = shared
-        self._kept[shared] = None
+        self._kept[serial] = shared
         self.size_bytes += shared.size_bytes
         return shared
 
@@ -133,7 +141,12 @@ class SharedEncodings:
         if shared.size_bytes > self._max_one_bytes:
             self.drop(shared)
         while self.size_bytes > self.max_bytes:
-            self.drop(next(iter(self._kept)))
+            self.drop(next(iter(self._kept.values())))
+
+    def _on_source_gone(self, serial: int, _source: object) -> None:
+        shared = self._kept.get(serial)
+        if shared is not None:
+            self.drop(shared)
 
     def drop(self, shared: SharedEncoding) -> None:
         """Keeps an encoding no longer; who follows it still does."""
@@ -141,9 +154,10 @@ class SharedEncodings:
             return
         shared.is_kept = False
         shared.root = None
-        del self._kept[shared]
+        del self._kept[shared.serial]
         self.size_bytes -= shared.size_bytes
-        encodings = shared.source.encodings
+        source = shared.source()
+        encodings = None if source is None else source.encodings
         if encodings is not None and encodings.get(shared.coding) is shared:
             del encodings[shared.coding]
 

@@ -240,7 +240,7 @@ class _Negotiated:
         sink = self._next(self._head, peer, end, exchange)
         if sink is CLOSED:
             return sink
-        return exchange.opened(sink)
+        return exchange.opened(sink, end)
 
     def _answer_hit(self, entry: Entry, client: ResponseSink) -> RequestSink:
         """A stored body in one piece: without an object for the exchange."""
@@ -318,6 +318,7 @@ class _Exchange:
         "_held",
         "_is_over",
         "_is_paused",
+        "_is_request_whole",
         "_is_resting",
         "_is_settled",
         "_plan",
@@ -337,13 +338,15 @@ class _Exchange:
         self._is_over = False
         self._is_paused = False
         self._is_resting = False
+        self._is_request_whole = False
         self._burst = 0
 
-    def opened(self, sink: RequestSink) -> RequestSink:
+    def opened(self, sink: RequestSink, end: bool) -> RequestSink:
         """`open` returned: what did not come within it may take long."""
         if self._is_settled:
             return sink
         self._sink = sink
+        self._is_request_whole = end
         self._begin()
         return self
 
@@ -355,6 +358,8 @@ class _Exchange:
     def on_head(self, head: ResponseHead, end: bool) -> None:
         plan = self._plan
         verdict = plan.stage.verdict(head)
+        if end:
+            self._let_go()
         is_wanted = verdict.is_worth_it or (plan.is_forced and verdict.may_encode)
         if not is_wanted or (plan.has_secrets and not verdict.is_public) or (end and not plan.is_head):
             self._is_settled = True
@@ -375,9 +380,12 @@ class _Exchange:
             if end:
                 verdict, self._held = self._held, None
                 self._is_settled = True
+                self._let_go()
                 send_whole(self._plan, verdict, self._client, data)
                 return
             self._begin()
+        if end:
+            self._let_go()
         encoder = self._encoder
         if encoder is None:
             self._client.on_data(data, end)
@@ -415,6 +423,7 @@ class _Exchange:
 
     def on_trailers(self, fields: Fields) -> None:
         self._begin()
+        self._let_go()
         if self._encoder is not None:
             output = self._encoder.finish(b"")
             self._close()
@@ -425,6 +434,8 @@ class _Exchange:
     def on_reset(self, error: EdgetunError) -> None:
         self._held = None
         self._close()
+        self._is_request_whole = True
+        self._let_go()
         self._client.on_reset(error)
 
     def pause_request(self) -> None:
@@ -432,6 +443,12 @@ class _Exchange:
 
     def resume_request(self) -> None:
         self._client.resume_request()
+
+    def _let_go(self) -> None:
+        """The response is over. We and whoever gave it point at each other, and are not to wait for the garbage collector."""
+        self._is_over = True
+        if self._is_request_whole and self._sink is not None:
+            self._sink = CLOSED
 
     def _begin(self) -> None:
         """Sends the head that waits; the body will come in pieces."""
@@ -466,16 +483,25 @@ class _Exchange:
     def send_data(self, data: bytes, end: bool) -> None:
         assert self._sink is not None
         self._sink.send_data(data, end)
+        if end:
+            self._on_request_whole()
 
     def send_trailers(self, fields: Fields) -> None:
         assert self._sink is not None
         self._sink.send_trailers(fields)
+        self._on_request_whole()
+
+    def _on_request_whole(self) -> None:
+        self._is_request_whole = True
+        if self._is_over:
+            self._sink = CLOSED
 
     def reset(self, error: EdgetunError) -> None:
         assert self._sink is not None
         self._held = None
         self._close()
-        self._sink.reset(error)
+        sink, self._sink = self._sink, CLOSED
+        sink.reset(error)
 
     def pause_response(self) -> None:
         assert self._sink is not None

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from edgetun_core.http.message import Field, Fields, ResponseHead
-from edgetun_exitnode.cache.response import StoredResponse
+from edgetun_exitnode.cache.response import stored_behind
 
 _ACCEPT_ENCODING: Final = b"accept-encoding"
 VARY: Final[Field] = (b"vary", _ACCEPT_ENCODING)
@@ -63,7 +63,7 @@ class Verdict:
 
     def __init__(self, head: ResponseHead, may_encode: bool, is_worth_it: bool, is_public: bool, length: int) -> None:
         self.head = head
-        self.source = head.view if isinstance(head.view, StoredResponse) else None
+        self.source = stored_behind(head)
         self.may_encode = may_encode
         self.is_worth_it = is_worth_it
         self.is_public = is_public or self.source is not None

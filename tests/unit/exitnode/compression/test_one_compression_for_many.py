@@ -213,6 +213,22 @@ def test_the_least_recently_used_encodings_go_when_room_is_short():
     assert len(encodings) < 20
 
 
+def test_an_encoding_goes_with_its_response():
+    encodings = SharedEncodings(Encoders())
+    for _ in range(20):  # as a page that is made anew every second
+        source = Stored()
+        encodings.encode_whole(source, b"gzip", TEXT)
+        follower = encodings.follow(source, b"zstd")
+        assert follower is not None
+        half = follower.encode(TEXT[:2000])
+        del source
+        assert unzstd(half + follower.encode(TEXT[2000:]) + follower.finish(b"")) == TEXT
+        follower.close()
+    assert len(encodings) == 0
+    assert encodings.size_bytes == 0
+    assert encodings.encoders.live_bytes == 0
+
+
 def test_an_encoding_larger_than_its_share_is_not_kept_and_still_right():
     encodings = SharedEncodings(Encoders(), max_bytes=800)
     source = Stored()
