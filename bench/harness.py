@@ -279,6 +279,8 @@ class Column:
     digits: int = 0
     ratio: bool = False
     less_is_better: bool = False
+    most: float = float("inf")
+    """What was measured no further: the figure is more."""
 
 
 @contextmanager
@@ -492,13 +494,15 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
         cells = [row.subject]
         for column in columns:
             value = row.median(column.name)
-            cells.append("-" if value is None else f"{value:,.{column.digits}f}")
+            is_more = value is not None and value >= column.most
+            cells.append("-" if value is None else f"> {value:g}" if is_more else f"{value:,.{column.digits}f}")
             if column.ratio:
                 first = rows[0].median(column.name)
                 if value is None or first is None or not value or not first or row is rows[0]:
                     cells.append("")
                 else:
-                    cells.append(f"{value / first if column.less_is_better else first / value:.2f}x")
+                    ratio = f"{value / first if column.less_is_better else first / value:.2f}x"
+                    cells.append(f"> {ratio}" if is_more and first < column.most else ratio)
         lines.append(cells if not row.note or row.figures else [row.subject, row.note, *[""] * (len(cells) - 2)])
     return lines
 

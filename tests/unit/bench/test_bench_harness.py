@@ -94,3 +94,11 @@ def test_what_h2load_prints_is_read(harness: ModuleType) -> None:
     assert (result.rps, result.requests, result.mean_ms, result.errors) == (19089.23, 59990, 31.57, 10)
     with pytest.raises(harness.BenchError):
         harness.parse_h2load("unexpected")
+
+
+def test_what_was_measured_no_further_is_said_to_be_more(harness: ModuleType) -> None:
+    ours, theirs = harness.Row("edgetun"), harness.Row("peer")
+    ours.add(away=0.5)
+    theirs.add(away=10.0)
+    columns = [harness.Column("away", "s", 2, ratio=True, less_is_better=True, most=10.0)]
+    assert harness.table([ours, theirs], columns)[1:] == [["edgetun", "0.50", ""], ["peer", "> 10", "> 20.00x"]]
