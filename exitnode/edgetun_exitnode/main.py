@@ -127,7 +127,7 @@ async def _listen(node: ExitNode, settings: ExitNodeSettings, *, tunnel: bool = 
     if tunnel and settings.tunnel_port >= 0:
         identity = ca.identity(settings.tunnel_name)
         tls, quic = await node.listen_tunnel(
-            settings.listen, settings.tunnel_port, identity, quic_engine=settings.quic_engine
+            settings.listen, settings.tunnel_port, identity, quic_engine=settings.quic_engine, state=settings.state
         )
         log.info("agents on %s, TCP %d and UDP %d", settings.listen, tls, quic)
 

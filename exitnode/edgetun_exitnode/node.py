@@ -322,6 +322,7 @@ class ExitNode:
         *,
         quic_engine: str = "qh3",
         other_protocols: Mapping[str, Callable[[], asyncio.Protocol]] | None = None,
+        state: Path | None = None,
     ) -> tuple[int, int]:
         """Takes sessions over TLS and, unless `quic_engine` is `"none"`, over QUIC on the same port number.
 
@@ -336,7 +337,7 @@ class ExitNode:
                 tls = await listen("tls", host, port, identity=identity, accept=accept, other_protocols=other_protocols)
                 quic = None
                 if quic_engine != "none":
-                    quic = await listen(quic_engine, host, tls.port, identity=identity, accept=accept)
+                    quic = await listen(quic_engine, host, tls.port, identity=identity, accept=accept, state=state)
                 break
             except ConfigError as error:
                 if tls is not None:

@@ -67,6 +67,7 @@ async def _run(settings: ServeSettings) -> int:
                 identity,
                 quic_engine=settings.quic_engine,
                 other_protocols={"http/1.1": control.make_protocol, "": control.make_protocol},
+                state=state,
             )
             control.control.visitors = _visitors(node, public_host)
             control.placement.endpoints = (Endpoint(public_host, tls_port, quic_port, node=node.name),)

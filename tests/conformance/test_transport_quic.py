@@ -13,9 +13,10 @@ import pytest
 
 from edgetun_core.errors import AuthError, ProtocolError, SessionLost
 from edgetun_core.pki import DevelopmentCA
-from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, quic_twice, udp
+from edgetun_core.transport import quic_dial, quic_driver, quic_endpoint, quic_listen, quic_twice, udp
+from edgetun_core.transport.engines import listen
 from edgetun_core.transport.quic_library import dial_connection, library
-from support.links import Place, eventually, lossy_path, outcome
+from support.links import Place, Recorder, eventually, lossy_path, outcome
 
 PAIRS = [
     pytest.param(("qh3", "qh3"), id="qh3"),
@@ -364,3 +365,68 @@ async def test_every_address_of_a_name_is_tried(place: Place, monkeypatch: pytes
     monkeypatch.setattr(quic_dial, "resolve", resolve)
     await place.pair(timeout_s=2)
     silent.close()
+
+
+def _vanish(place: Place) -> None:
+    """As kill -9 does: the socket and the lock are gone, and nobody was told anything."""
+    listener = place.listener
+    listener._udp.close()
+    listener._left.close()
+    listener._look.cancel()
+    for link in list(listener._established):
+        for handle in (link._timer, link._deadline):
+            if handle is not None:
+                handle.cancel()
+        link._ended = True
+    place.accepted.clear()
+    place.listener = None
+
+
+async def test_links_that_rest_hear_from_the_successor_of_a_listener_that_was_killed(
+    place: Place, tmp_path: Path
+) -> None:
+    listener = await place.listen(state=tmp_path)
+    near, _ = await place.pair()
+    other, _ = await place.pair(is_lossy=True)
+    port = listener.port
+    gone, _ = await place.pair()
+    gone.link.close(0, "")
+    await eventually(lambda: bool(gone.closed) and listener.links == 2, within_s=20)
+    _vanish(place)
+    assert not near.closed
+    await place.listen(state=tmp_path, port=port)
+    await eventually(
+        lambda: bool(near.closed and other.closed), within_s=20
+    )  # they would know by themselves after 30 s
+    assert isinstance(near.error, SessionLost)
+    assert isinstance(other.error, SessionLost)
+    assert "knows nothing of it" in str(near.error)
+    assert len(place.listener._left.found) <= 2
+    await place.pair()
+
+
+async def test_whoever_sends_to_a_listener_that_was_started_anew_is_told_at_once(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quic_listen, "TELL_AGAIN_AFTER_S", ())
+    listener = await place.listen(state=tmp_path)
+    near, _ = await place.pair()
+    _vanish(place)
+    await place.listen(state=tmp_path, port=listener.port)
+    near.link.write(0, b"anybody?" * 20)
+    await eventually(lambda: bool(near.closed), within_s=20)
+    assert isinstance(near.error, SessionLost)
+
+
+async def test_two_listeners_with_one_state_folder_do_not_end_each_others_links(place: Place, tmp_path: Path) -> None:
+    await place.listen(state=tmp_path)
+    near, far = await place.pair()
+    second = await listen(
+        place.listening, "127.0.0.1", 0, identity=place.identity, accept=lambda: Recorder(), state=tmp_path
+    )
+    try:
+        near.link.write(0, b"still there")
+        await eventually(lambda: far.received.get(0) == b"still there", within_s=20)
+        assert not near.closed
+    finally:
+        await second.close()

@@ -91,9 +91,9 @@ class Place:
     def is_tls(self) -> bool:
         return self.listening == "tls"
 
-    async def listen(self, **options: Any) -> Listener:
+    async def listen(self, *, port: int = 0, **options: Any) -> Listener:
         self.listener = await listen(
-            self.listening, "127.0.0.1", 0, identity=self.identity, accept=self._accept, **options
+            self.listening, "127.0.0.1", port, identity=self.identity, accept=self._accept, **options
         )
         return self.listener
 

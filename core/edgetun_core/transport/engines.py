@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from edgetun_core.errors import ConfigError
@@ -94,11 +95,13 @@ async def listen(
     reuse_port: bool = False,
     other_protocols: Mapping[str, Callable[[], asyncio.Protocol]] | None = None,
     select_context: Callable[[str | None], ssl.SSLContext | None] | None = None,
+    state: Path | None = None,
 ) -> Listener:
     """Listens for links; `port` 0 takes a free one. `accept` makes the user of each link that comes up.
 
     `tls` only: `other_protocols` maps other ALPN ids to protocol factories that share the port (`""`: clients that sent no
-    ALPN), and `select_context` may choose another certificate by SNI name (None: `identity`'s). Raises `ConfigError` when the
+    ALPN), and `select_context` may choose another certificate by SNI name (None: `identity`'s). QUIC only: in the folder `state`
+    links are noted, so that the next process can end them when this one is killed. Raises `ConfigError` when the
     address cannot be used.
     """
     match engine:
@@ -130,6 +133,7 @@ async def listen(
                 max_links=max_links,
                 handshake_timeout_s=handshake_timeout_s,
                 reuse_port=reuse_port,
+                state=state,
             )
         case _:
             raise _unknown(engine)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.packet import QuicProtocolVersion
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicProtocolVersion
 
 from edgetun_core.pki import ServerIdentity, Trust
 from edgetun_core.transport import congestion
@@ -24,6 +24,7 @@ from edgetun_core.transport.quic_connection import (
     MAX_PACKET_BYTES,
     MAX_STREAM_DATA_BYTES,
     SMALLEST_PACKET_BYTES,
+    STATELESS_RESET,
     Ended,
     Sink,
     pass_on,
@@ -44,9 +45,24 @@ class AioquicConnection(QuicConnection):
         super().__init__(**options)
         self._hole = BlackHole()
 
+    def set_reset_token(self, token: bytes) -> None:
+        self._host_cids[0].stateless_reset_token = token
+
     def take(self, data: bytes, segment: int, address: Address, now: float) -> None:
+        token = self._peer_cid.stateless_reset_token
         for start in range(0, len(data), segment):
-            self.receive_datagram(data[start : start + segment], address, now)
+            datagram = data[start : start + segment]
+            if token and datagram.endswith(token) and self._close_event is None:
+                self._reset()
+                return
+            self.receive_datagram(datagram, address, now)
+
+    def _reset(self) -> None:
+        """The peer knows nothing of this connection any more (RFC 9000 §10.3.1); the library does not look."""
+        self._close_event = events.ConnectionTerminated(
+            error_code=QuicErrorCode.NO_ERROR, frame_type=QuicFrameType.PADDING, reason_phrase=STATELESS_RESET
+        )
+        self._close_end()
 
     def pump(self, sink: Sink) -> None:
         while (event := self.next_event()) is not None:

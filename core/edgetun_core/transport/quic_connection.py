@@ -23,6 +23,8 @@ PACKET_SIZES: Final = (DIAL_PACKET_BYTES, 1350, SMALLEST_PACKET_BYTES)
 BLACK_HOLE_PROBES: Final = 3
 """So many probe timeouts in a row mean that the path carries no large packets any more (RFC 8899 §4.3)."""
 CID_BYTES: Final = 8
+STATELESS_RESET: Final = "stateless reset"
+"""The reason of a connection that the peer knows nothing of any more."""
 LOSSY_CID_BYTES: Final = 12
 """A dialler whose own connection id is this long says: the path loses packets, send by a controller that bears it."""
 SAFE_DATAGRAM_BYTES: Final = 1_150
@@ -113,6 +115,9 @@ class Connection(BareConnection, Protocol):
     """The handshake went by a ticket of an earlier one (RFC 8446 §2.2)."""
 
     def connect(self, addr: Address, now: float) -> None: ...
+    def set_reset_token(self, token: bytes) -> None:
+        """A listener's, before the first `take`: what ends the dialler's side when it comes without a connection (RFC 9000 §10.3)."""
+
     def pump(self, sink: Sink) -> None:
         """Tells every event that waits."""
 

@@ -118,6 +118,16 @@ class QuicLink(QuicPeer[Endpoint, Connection]):
     # --- the link
 
     @property
+    def cid(self) -> bytes:
+        """This end's own connection id, the first."""
+        return self._quic.host_cid
+
+    @property
+    def address(self) -> Address:
+        """The peer's, as the socket knows it."""
+        return self._quic.peer
+
+    @property
     def lanes(self) -> int:
         return self._lanes
 

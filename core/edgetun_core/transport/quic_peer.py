@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
 from edgetun_core.errors import EdgetunError, ProtocolError, SessionLost, error_from_code
-from edgetun_core.transport.quic_connection import IDLE_TIMEOUT_S, BareConnection, Ended
+from edgetun_core.transport.quic_connection import IDLE_TIMEOUT_S, STATELESS_RESET, BareConnection, Ended
 from edgetun_core.transport.udp import Address, plain_address
 
 log = logging.getLogger("edgetun.transport")
@@ -240,6 +240,8 @@ class QuicPeer(Generic[S, Q]):
             error = error_from_code(ended.code, ended.reason)
         elif "idle" in ended.reason.lower():
             error = SessionLost(f"nothing was heard of {self.peer_address[0]} for {IDLE_TIMEOUT_S:g} s")
+        elif ended.reason == STATELESS_RESET:
+            error = SessionLost(f"{self.peer_address[0]} was started anew and knows nothing of it")
         else:
             error = SessionLost(f"QUIC error {ended.code:#x} ({ended.reason or 'no reason given'})")
         self.ended_by = ended

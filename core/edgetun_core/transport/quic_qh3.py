@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, MutableSequence
 from typing import Any, Final, cast
 
+from qh3 import tls
 from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection
@@ -31,6 +32,7 @@ from edgetun_core.transport.quic_connection import (
     MAX_PACKET_BYTES,
     MAX_STREAM_DATA_BYTES,
     SMALLEST_PACKET_BYTES,
+    STATELESS_RESET,
     Ended,
     Sink,
     pass_on,
@@ -76,6 +78,20 @@ class Qh3Connection(QuicConnection):
     _hole: BlackHole
     _told: Address
     _where: PeerAddress
+    _reset_token: bytes | None = None
+
+    def set_reset_token(self, token: bytes) -> None:
+        self._reset_token = token
+
+    def _create_tls(self, remote_source_cid: bytes | None) -> Any:
+        bridge = super()._create_tls(remote_source_cid)
+        if self._reset_token is not None:
+            bridge.stateless_reset_token = self._reset_token
+            bridge.tls.handshake_extensions = [
+                (tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS, bridge.serialize_transport_parameters())
+            ]
+            self._reset_token = None
+        return bridge
 
     def _create_core(self, remote_addr: Address, initial_dcid: bytes, now: float) -> None:
         retry = self._retry_source_connection_id
@@ -312,6 +328,8 @@ class Qh3Connection(QuicConnection):
         if event is None:
             return None
         reason = str(event.reason_phrase)
+        if not reason and event.frame_type is None and self._core is not None and self._core.state == "terminated":
+            return Ended(0, STATELESS_RESET, False)  # a peer that closes is drained first
         if "unacceptable" in reason:
             reason = self._what_is_wrong_with_certificate() or reason
         return Ended(int(event.error_code), reason, event.frame_type is None)

@@ -204,7 +204,7 @@ class Qh3ServerConnection(Qh3Connection):
             context.certificate, context.certificate_chain, context.certificate_private_key = found
             handle(input_buf, *output_bufs)
 
-        context._server_handle_hello = choose_and_handle  # type: ignore[method-assign, assignment]
+        context._server_handle_hello = choose_and_handle
         return bridge
 
     def _fetch_ticket(self, ticket_id: bytes) -> tls.SessionTicket | None:

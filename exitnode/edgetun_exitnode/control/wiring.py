@@ -112,7 +112,9 @@ async def _following(follower: Follower) -> AsyncIterator[None]:
 
 async def _listen(node: ExitNode, settings: ExitNodeSettings, identity: NodeIdentity, port: int) -> None:
     assert identity.server is not None
-    tls, quic = await node.listen_tunnel(settings.listen, port, identity.server, quic_engine=settings.quic_engine)
+    tls, quic = await node.listen_tunnel(
+        settings.listen, port, identity.server, quic_engine=settings.quic_engine, state=settings.state
+    )
     log.info("agents on %s, TCP %d and UDP %d", settings.listen, tls, quic)
 
 
