@@ -229,7 +229,7 @@ class ExitNode:
         cache: CacheStage | None = None
         if route.cache.mode != "off" or route.collapse.enabled:
             handler = cache = self._build_cache(tunnel, route, forward)
-        relayed = RelayedEntry(forward, cache, lambda: self.registry.holds(tunnel.id), self._clock)
+        relayed = RelayedEntry(forward, cache, lambda: self.registry.answers_itself(tunnel.id), self._clock)
         if cache is not None:
             cache.fetch_next = AskingOthers(self, tunnel.id, forward, self.store, self._clock)
             cache.on_invalidated = lambda keys: self._invalidated(tunnel.id, keys)

@@ -56,7 +56,7 @@ MOST_PLACED: Final = 512
 """Characters."""
 PLACEMENT_MANAGER: Final = f"{MANAGER}-placement"
 
-Shown = Callable[[str, dict[ExitNodeName, Endpoint], frozenset[str]], None]
+Shown = Callable[[str, dict[ExitNodeName, tuple[Endpoint, int]], frozenset[str]], None]
 
 AgentKey = tuple[str, str]
 """Id of the cluster token and of the agent."""
@@ -205,11 +205,13 @@ class AgentBook(SilentFleetListener):
     def _agent_changed(self, change: Change[Object]) -> None:
         """Another replica wrote at the same time as we did: what it overwrote of ours is written again."""
         status = (change.new.get("status") or {}) if change.new is not None else {}
-        self.on_shown(
-            f"{change.key.namespace}/{change.key.name}",
-            dict(filter(None, map(parse_relay, status.get("relays") or ()))),
-            frozenset(status.get("serves") or ()),
-        )
+        shares = _shares_shown(status)
+        holders: dict[ExitNodeName, tuple[Endpoint, int]] = {}
+        for relay, share in shares.items():
+            parsed = parse_relay(relay)
+            if parsed is not None:
+                holders[parsed[0]] = parsed[1], share
+        self.on_shown(f"{change.key.namespace}/{change.key.name}", holders, frozenset(status.get("serves") or ()))
         key = self._key_by_name.get(change.key)
         entry = self._entries.get(key) if key is not None else None
         if key is None or entry is None or change.new is None or entry.written is None:
@@ -223,7 +225,8 @@ class AgentBook(SilentFleetListener):
                 self._mark(*key)
         shown = set(now.get("nodes") or ())
         ours = {node.name.node for node, _ in entry.sessions.values()}
-        if len(shown) < MOST_NODES and (not ours <= shown or shown & (entry.nodes_told - ours)):
+        is_told_otherwise = any(shares.get(relay) != share for relay, share in _shares_here(entry).items())
+        if len(shown) < MOST_NODES and (not ours <= shown or shown & (entry.nodes_told - ours) or is_told_otherwise):
             entry.written = None
             self._mark(*key)
 
@@ -312,14 +315,10 @@ class AgentBook(SilentFleetListener):
         sessions = [info for _, info in entry.sessions.values()]
         ours = {node.name.node for node, _ in entry.sessions.values()}
         others = set(shown.get("nodes") or ()) - ours - entry.nodes_told if shown.get("sessions") else set()
-        relays = {
-            render_relay(node.name, node.hello.relay)
-            for node, _ in entry.sessions.values()
-            if node.hello.relay is not None
-        }
+        shares = _shares_here(entry)
         serves = {tunnel for info in sessions for tunnel in info.tunnels}
         if others:
-            relays |= {relay for relay in shown.get("relays") or () if _node_of(relay) in others}
+            shares |= {relay: share for relay, share in _shares_shown(shown).items() if _node_of(relay) in others}
             serves |= set(shown.get("serves") or ())
         where = [node.name for node, _ in entry.sessions.values()]
         pool, region = entry.pool, entry.region
@@ -343,12 +342,14 @@ class AgentBook(SilentFleetListener):
             "pool": pool,
             "region": region,
             "nodes": sorted(ours | others)[:MOST_NODES],
-            "relays": sorted(relays)[:MOST_NODES],
+            "relays": sorted(shares)[:MOST_NODES],
             "serves": sorted(serves)[:MOST_TUNNELS],
             "transport": ",".join(sorted(transports)),
             "rtt": f"{rtt_s * 1000:.3g}ms" if rtt_s > 0 else str(shown.get("rtt") or ""),
             "sessions": len(sessions) + len(others),
         }
+        if set(shares.values()) - {1}:
+            status["shares"] = [shares[relay] for relay in status["relays"]]
         since = [timestamp(min(info.since for info in sessions))] if sessions else []
         if others and shown.get("since"):
             since.append(str(shown["since"]))
@@ -448,7 +449,7 @@ class AgentBook(SilentFleetListener):
             conditions = self._conditions(False, agent)
             nobody: Object = {"sessions": 0, "nodes": [], "relays": [], "serves": [], "transport": ""}
             now_gone = {**status, **nobody, "conditions": conditions}
-            for name in ("since", "placed"):
+            for name in ("since", "placed", "shares"):
                 now_gone.pop(name, None)
             await self._cluster.apply_status(AGENT, agent, now_gone, manager=MANAGER)
             self.writes_total += 1
@@ -485,6 +486,23 @@ def parse_relay(text: str) -> tuple[ExitNodeName, Endpoint] | None:
         return None
     name = ExitNodeName(*parts)
     return name, Endpoint(host.strip("[]"), int(port), 0, name.node, inner_name(name.pool, name.region))
+
+
+def _shares_here(entry: _Entry) -> dict[str, int]:
+    """By the way to each node that follows here: the summed weight of the agent's sessions there, negative when all are on standby."""
+    found: dict[str, list[int]] = {}
+    for node, info in entry.sessions.values():
+        if node.hello.relay is not None:
+            found.setdefault(render_relay(node.name, node.hello.relay), []).append(info.share)
+    return {relay: sum(share for share in shares if share > 0) or sum(shares) for relay, shares in found.items()}
+
+
+def _shares_shown(status: Mapping[str, Any]) -> dict[str, int]:
+    """The same as an agent's status has it. A replica of an earlier version wrote no shares."""
+    relays, shares = status.get("relays") or (), status.get("shares") or ()
+    if len(shares) != len(relays):
+        shares = [1] * len(relays)
+    return {str(relay): int(share) for relay, share in zip(relays, shares, strict=True)}
 
 
 def _node_of(relay: str) -> str:

@@ -14,14 +14,14 @@ import pytest
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.connection import connect
 from edgetun_cluster.kinds import AGENT, Key, Object
-from edgetun_control.agents import AgentBook, agent_name
+from edgetun_control.agents import AgentBook, Shown, agent_name
 from edgetun_control.exits.fleet import FollowingNode
 from edgetun_control.gathered_writes import GATHER_S
 from edgetun_control.placement import Placed
 from edgetun_control.stores.kubernetes import KubernetesStore
 from edgetun_core.control_stream import NodeHello, SessionInfo
 from edgetun_core.credentials import TokenRecord
-from edgetun_core.enrollment import EnrollRequest
+from edgetun_core.enrollment import Endpoint, EnrollRequest
 from edgetun_core.fleet_identity import ExitNodeName
 from support.cluster import ControlPlane
 from support.operator import crds, token
@@ -59,14 +59,15 @@ async def replica(kubeconfig: Path, obj: Object) -> AsyncIterator[AgentBook]:
             await book.close()
 
 
-def exit_node(region: str) -> FollowingNode:
-    hello = NodeHello("default", region, f"exit-{region}")
+def exit_node(region: str, relay: Endpoint | None = None) -> FollowingNode:
+    hello = NodeHello("default", region, f"exit-{region}", relay=relay)
     nothing: Any = None
     return FollowingNode(ExitNodeName("default", region, f"exit-{region}"), hello, nothing, nothing, nothing)
 
 
-def session(name: str) -> SessionInfo:
-    return SessionInfo(name, "laptop", TOKEN.id, "quic", time.time(), tunnels=("team/shop",))
+def session(name: str, weight: int = 1, *, standby: bool = False) -> SessionInfo:
+    tunnels = ("team/shop",)
+    return SessionInfo(name, "laptop", TOKEN.id, "quic", time.time(), tunnels=tunnels, weight=weight, standby=standby)
 
 
 @pytest.mark.parametrize("moved_by", ["the other", "the same"])
@@ -100,3 +101,47 @@ async def test_where_an_agent_was_placed_last_stands(
         assert status()["placed"] == "default/us"
         assert status()["region"] == "us"
         assert {agent.placed for book in (first, second) for agent in book.whereabouts()} == {frozenset({"default/us"})}
+
+
+async def test_replicas_tell_each_other_of_weight_and_standby(
+    cluster: ControlPlane, kubeconfig: Path, namespace: str
+) -> None:
+    await asyncio.to_thread(cluster.install_crds, crds())
+    made = cluster.client.apply(token(namespace, "laptops"))
+    here, there = (exit_node(region, Endpoint(f"10.0.0.{n}", 7445, 0)) for n, region in enumerate(("eu", "us"), 1))
+    async with replica(kubeconfig, made) as first, replica(kubeconfig, made) as second:
+        name = agent_name(made["metadata"]["name"], "laptop")
+        shown: dict[str, dict[str, int]] = {"first": {}, "second": {}}
+
+        def show(key: str) -> Shown:
+            def take(agent: str, holders: dict[ExitNodeName, tuple[Endpoint, int]], tunnels: frozenset[str]) -> None:
+                shown[key] = {one.node: share for one, (_, share) in holders.items()}
+
+            return take
+
+        first.on_shown, second.on_shown = show("first"), show("second")
+
+        async def both_know(wanted: dict[str, int]) -> None:
+            await eventually(lambda: shown == {"first": wanted, "second": wanted}, 30)
+
+        def shares() -> Any:
+            found = cluster.client.get(AGENT.api_version, AGENT.kind, name, namespace) or {}
+            return (found.get("status") or {}).get("shares")
+
+        first.session_opened(here, session("a"))
+        await both_know({"exit-eu": 1})
+        assert shares() is None, "written where there is nothing to tell"
+        second.session_opened(there, session("b", 3))
+        second.session_opened(there, session("c", 3))
+        await both_know({"exit-eu": 1, "exit-us": 6})
+        assert shares() == [1, 6]
+        # started anew, on standby: first here, then there
+        first.session_closed(here, session("a"))
+        first.session_opened(here, session("d", 3, standby=True))
+        await both_know({"exit-eu": -3, "exit-us": 6})
+        for gone in ("b", "c"):
+            second.session_closed(there, session(gone, 3))
+        second.session_opened(there, session("e", 3, standby=True))
+        await both_know({"exit-eu": -3, "exit-us": -3})
+        first.session_closed(here, session("d"))
+        await both_know({"exit-us": -3})

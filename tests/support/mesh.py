@@ -142,14 +142,26 @@ class Meshed:
             )
         )
 
-    async def agent(self, *nodes: Reached, agent_id: str = "laptop", sessions: int | None = None) -> Agent:
+    async def agent(
+        self,
+        *nodes: Reached,
+        agent_id: str = "laptop",
+        sessions: int | None = None,
+        weight: int = 1,
+        standby: bool = False,
+    ) -> Agent:
         """An agent with a session to each of these nodes."""
         origins = Origins(self.control.published.present.tunnels, probe=False)
         agent = Agent(
             endpoints=[node.endpoint for node in nodes],
             trust=Trust(self.control.ca.ca_pem),
             hello=lambda session_id: Hello(
-                agent_id=agent_id, session_id=session_id, credential=credential(agent_id), services=(TUNNEL,)
+                agent_id=agent_id,
+                session_id=session_id,
+                credential=credential(agent_id),
+                services=(TUNNEL,),
+                weight=weight,
+                standby=standby,
             ),
             handler=origins,
             transport="tls",

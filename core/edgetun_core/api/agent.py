@@ -44,6 +44,12 @@ class AgentStatus(Status):
         max_length=16,
         description="Where other exit nodes reach those nodes: `POOL/REGION/NODE@HOST:PORT`.",
     )
+    shares: list[int] = Field(
+        default_factory=list,
+        max_length=16,
+        description="For each of `relays`, the summed weight of the agent's sessions there, negative while it is on standby. "
+        "None: 1 each.",
+    )
     serves: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list, max_length=256, description="Tunnels, `NAMESPACE/NAME`, that its sessions serve."
     )

@@ -110,6 +110,15 @@ class SessionInfo(Struct, frozen=True, omit_defaults=True):
     software: str = ""
     tunnels: tuple[str, ...] = ()
     """Ids of the tunnels that it serves."""
+    weight: int = 1
+    standby: bool = False
+    """As the agent's hello says (wire/hello.py)."""
+
+    @property
+    def share(self) -> int:
+        """What it adds to its node's share of each of its tunnels (`PeerChange.shares`)."""
+        weight = max(1, self.weight)
+        return -weight if self.standby else weight
 
 
 class Presence(Struct, frozen=True, tag="presence", omit_defaults=True):
@@ -191,9 +200,11 @@ class PeerChange(Struct, frozen=True, omit_defaults=True):
     relay: Endpoint | None = None
     """Where other exit nodes reach it; None: as told before."""
     opened: tuple[str, ...] = ()
-    """Tunnels that it holds a session of, from now on."""
+    """Tunnels that it holds a session of, from now on; also those whose share has changed."""
     closed: tuple[str, ...] = ()
     is_draining: bool = False
+    shares: dict[str, int] = {}
+    """Of those opened, where it is not 1: the summed weight of the sessions that are not on standby; where all are, theirs, negative."""
 
 
 class Peers(Struct, frozen=True, tag="peers", omit_defaults=True):

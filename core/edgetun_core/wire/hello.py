@@ -65,6 +65,11 @@ class Hello(Windows, frozen=True, kw_only=True):
     standby: bool = False
     """Serves only while no other agent does."""
 
+    @property
+    def served_weight(self) -> int:
+        """The weight within its bounds, whatever was said."""
+        return min(max(self.weight, 1), MAX_WEIGHT)
+
     def __repr__(self) -> str:
         """Without the credential: a hello may stand in a log."""
         return f"Hello(agent_id={self.agent_id!r}, session_id={self.session_id!r}, services={self.services!r})"

@@ -38,6 +38,8 @@ class LinkedNode:
                 tunnels=admitted.services,
                 address=runner.peer_address[0],
                 software=hello.software,
+                weight=hello.served_weight,
+                standby=hello.standby,
             )
         return found
 

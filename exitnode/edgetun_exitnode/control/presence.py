@@ -62,10 +62,14 @@ class Told:
 
     @staticmethod
     def _is_news(info: SessionInfo, told: SessionInfo | None) -> bool:
-        if told is None or (info.transport, info.since, info.tunnels) != (told.transport, told.since, told.tunnels):
+        if told is None or _what_matters(info) != _what_matters(told):
             return True
         change_s = abs(info.rtt_s - told.rtt_s)
         return change_s > RTT_CHANGE_S and change_s > RTT_CHANGE * told.rtt_s
+
+
+def _what_matters(info: SessionInfo) -> tuple[object, ...]:
+    return info.transport, info.since, info.tunnels, info.weight, info.standby
 
 
 def _how_many(opened: list[SessionInfo]) -> int:

@@ -51,11 +51,13 @@ CALL_TIMEOUT_S: Final = 1.5
 _PEER: Final = Peer("", 0, b"https", b"2")
 
 
-class Holder(Struct, frozen=True):
+class Holder(Struct, frozen=True, omit_defaults=True):
     """An exit node that holds a session, and where it is reached."""
 
     node: str
     relay: Endpoint
+    share: int = 1
+    """See `PeerChange.shares`, here as below."""
 
 
 class HoldersAnswer(Struct, frozen=True, omit_defaults=True):
@@ -63,6 +65,8 @@ class HoldersAnswer(Struct, frozen=True, omit_defaults=True):
 
     is_held: bool = False
     others: tuple[Holder, ...] = ()
+    share: int = 1
+    """The answering node's own, if it holds one."""
 
 
 class Told(Struct, frozen=True, omit_defaults=True):
@@ -72,6 +76,8 @@ class Told(Struct, frozen=True, omit_defaults=True):
     is_draining: bool = False
     opened: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
+    shares: dict[str, int] = {}
+    """Of those opened, where it is not 1."""
 
 
 _T = TypeVar("_T", bound=Struct)

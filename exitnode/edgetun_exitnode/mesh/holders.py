@@ -2,7 +2,8 @@
 
 Three sources, in the order of how much they count: control's list, which holds until control says otherwise; what peers answered or
 told, which is remembered briefly; and what was known when the last list ended or the node stopped, remembered briefly too. A peer that
-said it holds no session after all is left out until there is news of it.
+said it holds no session after all is left out until there is news of it. What a holder's share is (`PeerChange.shares`) is as it or
+control said last; who says nothing of it is of an older version, and has a share of 1.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MOST_ANSWERS: Final = 100_000
 class _Kept(Struct, frozen=True):
     peers: dict[str, Endpoint]
     holders: dict[str, tuple[str, ...]]
+    shares: dict[str, dict[str, int]] = {}
+    """By tunnel and node, where it is not 1."""
 
 
 class Holders:
@@ -50,6 +53,8 @@ class Holders:
         """Control's: tunnel -> node -> until when."""
         self._answered: dict[str, dict[str, float]] = {}
         self._denied: dict[tuple[str, str], float] = {}
+        self._shares: dict[str, dict[str, int]] = {}
+        """By tunnel and node, where it is not 1."""
         self._listed: set[str] = set()
         """Peers on control's present list."""
 
@@ -66,6 +71,11 @@ class Holders:
         return sorted(
             node for node in found if node in peers and node not in draining and denied.get((tunnel, node), 0.0) <= now
         )
+
+    def share(self, tunnel: str, node: str) -> int:
+        """A holder's share of the tunnel: negative when it has nothing but standbys."""
+        shares = self._shares.get(tunnel)
+        return shares.get(node, 1) if shares is not None else 1
 
     # ---- from control
 
@@ -89,11 +99,11 @@ class Holders:
             (self.draining.add if change.is_draining else self.draining.discard)(change.node)
             for tunnel in change.opened:
                 self._told.setdefault(tunnel, {})[change.node] = FOREVER
+                self._set_share(tunnel, change.node, change.shares.get(tunnel, 1))
                 self._denied.pop((tunnel, change.node), None)
                 changed.add(tunnel)
             for tunnel in change.closed:
-                self._drop(self._told, tunnel, change.node)
-                self._drop(self._answered, tunnel, change.node)
+                self._drop(tunnel, change.node)
                 changed.add(tunnel)
         for node in message.gone:
             changed |= self.forget(node)
@@ -111,6 +121,8 @@ class Holders:
                 self._told[tunnel] = kept
             else:
                 del self._told[tunnel]
+            for node in nodes.keys() - kept.keys():
+                self._forget_share(tunnel, node)
 
     # ---- from peers
 
@@ -120,12 +132,19 @@ class Holders:
             self.peers.pop(node, None)
             self.peers[node] = relay
 
-    def answered(self, tunnel: str, node: str, now: float, *, is_own_word: bool = True) -> None:
-        """A peer's word that `node` holds a session of the tunnel. What it says of itself ends a denial, hearsay does not."""
+    def answered(self, tunnel: str, node: str, now: float, share: int = 1, *, is_own_word: bool = True) -> None:
+        """A peer's word that `node` holds a session of the tunnel.
+
+        What it says of itself ends a denial and tells its share; hearsay ends none, and tells the share of one that was no holder.
+        """
         if node == self.own or node not in self.peers:
             return
         if tunnel not in self._answered and len(self._answered) >= MOST_ANSWERS:
-            del self._answered[next(iter(self._answered))]
+            forgotten = next(iter(self._answered))
+            for other in self._answered.pop(forgotten):
+                self._forget_share(forgotten, other)
+        if is_own_word or not self._is_known(tunnel, node, now):
+            self._set_share(tunnel, node, share)
         self._answered.setdefault(tunnel, {})[node] = now + ANSWERED_S
         if is_own_word:
             self._denied.pop((tunnel, node), None)
@@ -133,8 +152,7 @@ class Holders:
 
     def closed(self, tunnel: str, node: str) -> None:
         """A peer's word that it holds none any more."""
-        self._drop(self._told, tunnel, node)
-        self._drop(self._answered, tunnel, node)
+        self._drop(tunnel, node)
         self.epoch += 1
 
     def deny(self, tunnel: str, node: str, now: float) -> None:
@@ -158,7 +176,7 @@ class Holders:
         changed: set[str] = set()
         for source in (self._told, self._answered):
             for tunnel in [tunnel for tunnel, nodes in source.items() if node in nodes]:
-                self._drop(source, tunnel, node)
+                self._drop(tunnel, node)
                 changed.add(tunnel)
         self.peers.pop(node, None)
         self.draining.discard(node)
@@ -174,7 +192,10 @@ class Holders:
             tunnel: tuple(sorted(node for node, until in nodes.items() if until > now))
             for tunnel, nodes in self._told.items()
         }
-        return msgspec.msgpack.encode(_Kept(self.peers, {tunnel: nodes for tunnel, nodes in holders.items() if nodes}))
+        kept = {tunnel: nodes for tunnel, nodes in holders.items() if nodes}
+        return msgspec.msgpack.encode(
+            _Kept(self.peers, kept, {one: self._shares[one] for one in kept if one in self._shares})
+        )
 
     def restore(self, data: bytes, now: float) -> None:
         """Takes what `encode` made, to be remembered briefly. Raises `ProtocolError` for anything else."""
@@ -188,6 +209,7 @@ class Holders:
             for node in nodes:
                 if node in self.peers:
                     self._told.setdefault(tunnel, {})[node] = now + REMEMBERED_S
+                    self._set_share(tunnel, node, kept.shares.get(tunnel, {}).get(node, 1))
         self.epoch += 1
 
     # ---- bounds
@@ -200,8 +222,28 @@ class Holders:
         if len(self._denied) > 1_000:
             self._denied = {key: until for key, until in self._denied.items() if until > now}
 
-    @staticmethod
-    def _drop(source: dict[str, dict[str, float]], tunnel: str, node: str) -> None:
-        nodes = source.get(tunnel)
-        if nodes is not None and nodes.pop(node, None) is not None and not nodes:
-            del source[tunnel]
+    def _drop(self, tunnel: str, node: str) -> None:
+        for source in (self._told, self._answered):
+            nodes = source.get(tunnel)
+            if nodes is not None and nodes.pop(node, None) is not None and not nodes:
+                del source[tunnel]
+        self._forget_share(tunnel, node)
+
+    def _is_known(self, tunnel: str, node: str, now: float) -> bool:
+        return any(source.get(tunnel, {}).get(node, 0.0) > now for source in (self._told, self._answered))
+
+    def _set_share(self, tunnel: str, node: str, share: int) -> None:
+        if share not in (0, 1):
+            self._shares.setdefault(tunnel, {})[node] = share
+        else:
+            self._remove_share(tunnel, node)
+
+    def _forget_share(self, tunnel: str, node: str) -> None:
+        """Of one that is a holder no more, by anybody's word."""
+        if not any(node in source.get(tunnel, ()) for source in (self._told, self._answered)):
+            self._remove_share(tunnel, node)
+
+    def _remove_share(self, tunnel: str, node: str) -> None:
+        shares = self._shares.get(tunnel)
+        if shares is not None and shares.pop(node, None) is not None and not shares:
+            del self._shares[tunnel]

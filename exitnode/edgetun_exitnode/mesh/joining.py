@@ -66,8 +66,8 @@ class Membership:
             store=node.store,
             purge=node.purge,
             rates=node.rates,
-            held=node.registry.held,
-            holds=node.registry.holds,
+            shares=node.registry.shares,
+            share=node.registry.share,
         )
         if relay_host and relay_port >= 0:
             reached_at = Endpoint(

@@ -78,6 +78,8 @@ MOST_ASKED: Final = 16
 ASK_AGAIN_FIRST_S: Final = 1.0
 ASK_AGAIN_MOST_S: Final = 30.0
 """How long what was asked is not asked again; longer each time while nobody holds it, for a laptop may be off for hours."""
+ASK_FOR_PRIMARY_S: Final = 10.0
+"""The same where visitors are served meanwhile, by a standby of this node."""
 MOST_ASKED_FOR: Final = 10_000
 TELL_S: Final = 0.05
 PROBE_S: Final = 1.0
@@ -107,8 +109,8 @@ class Mesh:
         store: Store,
         purge: Callable[[PurgeOrder], PurgeReport],
         rates: Mapping[str, RateLimit],
-        held: Callable[[], set[str]],
-        holds: Callable[[str], bool],
+        shares: Callable[[], dict[str, int]],
+        share: Callable[[str], int],
         rng: random.Random | None = None,
     ) -> None:
         self.name = name
@@ -130,8 +132,8 @@ class Mesh:
         """Keys that their owners are to be told are stale, by owner."""
         self._wake = wake
         self.clock: Callable[[], float] = clock
-        self._held = held
-        self._holds = holds
+        self._shares = shares
+        self._share = share
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - which peers are asked is no secret
         self._peers: dict[str, Peer] = {}
         self._by_runner: dict[SessionRunner, Peer] = {}
@@ -140,7 +142,7 @@ class Mesh:
         self._asking: set[str] = set()
         self._asked: dict[str, tuple[float, float]] = {}
         """Tunnels that were asked for: until when they are not again, and for how long that was."""
-        self._told: frozenset[str] = frozenset()
+        self._told: dict[str, int] = {}
         self._telling: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: TlsListener | None = None
@@ -223,9 +225,9 @@ class Mesh:
             found = self._peers[node] = Peer(node)
         return found
 
-    def holds(self, tunnel: str) -> bool:
-        """Whether this node holds a session of the tunnel, and will for a while."""
-        return not self.is_draining and self._holds(tunnel)
+    def share(self, tunnel: str) -> int:
+        """This node's own share of the tunnel (`PeerChange.shares`); 0 when it holds no session, or goes away."""
+        return 0 if self.is_draining else self._share(tunnel)
 
     def invalidated(self, tunnel: str, keys: list[bytes]) -> None:
         """An unsafe request made these keys stale: their owners must not answer with what they hold, nor who owns them next with copies."""
@@ -294,9 +296,10 @@ class Mesh:
 
     def _tell_changes(self) -> None:
         self._telling = None
-        held = frozenset(self._held())
-        opened, closed = sorted(held - self._told), sorted(self._told - held)
-        self._told = held
+        shares, before = self._shares(), self._told
+        opened = sorted(tunnel for tunnel, share in shares.items() if before.get(tunnel) != share)
+        closed = sorted(before.keys() - shares.keys())
+        self._told = shares
         if not opened and not closed:
             return
         peers = self._linked()
@@ -305,9 +308,9 @@ class Mesh:
             peers += [self.peer(node) for node in self._some_peers(MOST_ASKED) if node not in known]
         most = MOST_TUNNELS_PER_MESSAGE
         for start in range(0, max(len(opened), len(closed)), most):
-            told = Told(
-                self.relay, self.is_draining, tuple(opened[start : start + most]), tuple(closed[start : start + most])
-            )
+            some = tuple(opened[start : start + most])
+            weighed = {tunnel: shares[tunnel] for tunnel in some if shares[tunnel] != 1}
+            told = Told(self.relay, self.is_draining, some, tuple(closed[start : start + most]), weighed)
             for peer in peers:
                 self._tell(peer, told)
 
@@ -371,7 +374,9 @@ class Mesh:
             now = self.clock()
             _, before_s = self._asked.pop(tunnel, (0.0, 0.0))
             for_s = ASK_AGAIN_FIRST_S
-            if self.holders.is_complete and not self.holders.holders(tunnel, now):
+            if self.share(tunnel):
+                for_s = ASK_FOR_PRIMARY_S
+            elif self.holders.is_complete and not self.holders.holders(tunnel, now):
                 for_s = min(ASK_AGAIN_MOST_S, before_s * 2 or ASK_AGAIN_FIRST_S)  # control will tell
             self._asked[tunnel] = now + for_s, for_s
             if len(self._asked) > MOST_ASKED_FOR:
@@ -390,9 +395,9 @@ class Mesh:
         now = self.clock()
         for holder in answer.others[:MOST_HOLDERS]:
             self._learn(holder.node, holder.relay)
-            self.holders.answered(tunnel, holder.node, now, is_own_word=False)
+            self.holders.answered(tunnel, holder.node, now, holder.share, is_own_word=False)
         if answer.is_held:
-            self.holders.answered(tunnel, peer.name, now)
+            self.holders.answered(tunnel, peer.name, now, answer.share)
         if answer.is_held or answer.others:
             self._asked.pop(tunnel, None)
             self._wake(tunnel)  # the first to know is enough
@@ -418,10 +423,11 @@ class Mesh:
             return b""
         if path == HOLDERS:
             others = (
-                Holder(node, self.holders.peers[node])
+                Holder(node, self.holders.peers[node], self.holders.share(tunnel, node))
                 for node in self.holders.holders(tunnel, self.clock())[:MOST_HOLDERS]
             )
-            return msgspec.json.encode(HoldersAnswer(self.holds(tunnel), tuple(others)))
+            share = self.share(tunnel)
+            return msgspec.json.encode(HoldersAnswer(bool(share), tuple(others), share or 1))
         raise unknown_call(path)
 
     def _hear(self, node: str, told: Told) -> None:
@@ -432,7 +438,7 @@ class Mesh:
         for tunnel in told.closed:
             self.holders.closed(tunnel, node)
         for tunnel in told.opened:
-            self.holders.answered(tunnel, node, now)
+            self.holders.answered(tunnel, node, now, told.shares.get(tunnel, 1))
             self._asked.pop(tunnel, None)
             if tunnel in self._remotes:
                 self._wake(tunnel)

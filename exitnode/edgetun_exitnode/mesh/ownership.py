@@ -20,7 +20,7 @@ from edgetun_exitnode.cache.response import stored_behind
 from edgetun_exitnode.cache.stage import CacheStage
 from edgetun_exitnode.cache.store import Store
 from edgetun_exitnode.cache.stored import RETRY_S
-from edgetun_exitnode.pipeline.forward import FetchClient, ForwardStage, Remote
+from edgetun_exitnode.pipeline.forward import FetchClient, ForwardStage, Way
 from edgetun_exitnode.pipeline.relaying import (
     LEAST_FRESH_S,
     RelayedPeer,
@@ -45,7 +45,7 @@ class Owners(Protocol):
     def is_elsewhere(self, key: bytes) -> bool:
         """Whether another node owns the key."""
 
-    def owner(self, key: bytes) -> Remote:
+    def owner(self, key: bytes) -> Way:
         """The way to it."""
 
     def has_moved(self, key: bytes) -> bool:
@@ -238,19 +238,23 @@ class _Copy:
 
 
 class RelayedEntry:
-    """Where the requests that other exit nodes hand on enter a route: its cache, while this node holds a session of the tunnel.
+    """Where the requests that other exit nodes hand on enter a route: its cache, while this node answers by its own sessions.
 
-    Without one they only pass. A flight that waits for another node must not be joined from there, or each may wait for the other.
+    Without one, or with standbys while another node has better, they only pass. A flight that waits for another node must not be joined from there, or each may wait for the other.
     """
 
-    __slots__ = ("_cache", "_clock", "_forward", "_holds")
+    __slots__ = ("_answers_itself", "_cache", "_clock", "_forward")
 
     def __init__(
-        self, forward: ForwardStage, cache: CacheStage | None, holds: Callable[[], bool], clock: Callable[[], float]
+        self,
+        forward: ForwardStage,
+        cache: CacheStage | None,
+        answers_itself: Callable[[], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._forward = forward
         self._cache = cache
-        self._holds = holds
+        self._answers_itself = answers_itself
         self._clock = clock
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
@@ -259,7 +263,7 @@ class RelayedEntry:
             if sink is None:
                 client.on_reset(NoSession("this exit node has no copy that is fresh"))
             return sink or CLOSED
-        if self._cache is None or not self._holds():
+        if self._cache is None or not self._answers_itself():
             return self._forward.open(head, peer, end, client)
         if isinstance(peer, RelayedPeer) and peer.is_fetch:
             client = _Telling(client, self._clock)

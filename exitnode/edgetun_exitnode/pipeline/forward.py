@@ -58,6 +58,10 @@ class SessionPool(Protocol):
         """
 
     @property
+    def is_on_standby(self) -> bool:
+        """Whether there are sessions, and all of them are on standby."""
+
+    @property
     def remote(self) -> Remote | None:
         """The other exit nodes, where there are any."""
 
@@ -77,13 +81,13 @@ class FetchClient(ResponseSink, Protocol):
         """What the owner says of the response whose head comes next."""
 
 
-class Remote(Protocol):
-    """The exit nodes that hold sessions of one tunnel, see mesh/mesh.py."""
+class Way(Protocol):
+    """A way to other exit nodes, see mesh/remote.py."""
 
     def pick(self, avoid: Session | None, sender: str) -> Session | None:
-        """The link to the least busy of them, none when none is up: then it is dialled, or asked for, and waiting visitors hear.
+        """The link to one of them, none when none is up: then it is dialled, or asked for, and waiting visitors hear.
 
-        `avoid` only when there is no other; never `sender`, from whom the exchange came.
+        Never `avoid`, nor `sender`, from whom the exchange came.
         """
 
     @property
@@ -92,6 +96,21 @@ class Remote(Protocol):
 
     def failed(self, session: Session, error: EdgetunError) -> None:
         """An exchange on this link ended so."""
+
+
+class Remote(Way, Protocol):
+    """The exit nodes that hold sessions of one tunnel. `pick`: the least busy for its weight; one with only standbys if there is no other."""
+
+    @property
+    def has_primary(self) -> bool:
+        """Whether one that can be reached, as far as is known, has a session that is not on standby."""
+
+    def pick_primary(self, avoid: Session | None, sender: str) -> Session | None:
+        """The same as `pick`, only of those."""
+
+    @property
+    def is_reaching_primary(self) -> bool:
+        """Whether one of those is being dialled just now."""
 
 
 class NoAgent(NoSession):
@@ -159,7 +178,7 @@ class ForwardStage:
         exchange.start(None)
         return CLOSED if exchange.is_over else exchange
 
-    def open_at(self, owner: Remote, home: Session, head: RequestHead, peer: Peer, client: FetchClient) -> RequestSink:
+    def open_at(self, owner: Way, home: Session, head: RequestHead, peer: Peer, client: FetchClient) -> RequestSink:
         """The same for a fetch whose answer goes to all: from the exit node that owns it. `home` when that turns out to be this one."""
         prepared = self._prepare(head, peer, client)
         if prepared is None:
@@ -249,7 +268,7 @@ class _Forwarded:
         self._started = now
         self._sink: RequestSink | None = None
         self._session: Session | None = None
-        self._remote: Remote | None = None
+        self._remote: Way | None = None
         """Set while `_session` is a link to another exit node."""
         self._held: _Held | None = None
         self._body_done = end
@@ -264,7 +283,10 @@ class _Forwarded:
 
     def start(self, avoid: Session | None) -> None:
         """Tries a session, or waits for one."""
-        session = self._stage.pool.pick(avoid)
+        pool = self._stage.pool
+        if pool.is_on_standby and self._start_at_primary(avoid):
+            return
+        session = pool.pick(avoid)
         head = self._head
         if session is None or session is avoid:
             session = self._pick_relay(avoid) or session
@@ -275,6 +297,20 @@ class _Forwarded:
             if self._remote is not None:
                 head = self._stage.relayed_head(head, self._peer)
         self._hand(session, head)
+
+    def _start_at_primary(self, avoid: Session | None) -> bool:
+        """While this node has nothing but standbys: by a node that has better, now or when it is reached. False: by a standby, then."""
+        remote = self._stage.pool.remote
+        peer = self._peer
+        if remote is None or hops_of(peer) >= MAX_HOPS or self._tries >= MAX_TRIES:
+            return False
+        session = remote.pick_primary(avoid, peer.sender if isinstance(peer, RelayedPeer) else "")
+        if session is None:
+            return remote.is_reaching_primary and self._begin_wait(True)
+        self._remote = remote
+        self._stage.counters.relayed += 1
+        self._hand(session, self._stage.relayed_head(self._head, peer))
+        return True
 
     def _hand(self, session: Session, head: RequestHead) -> None:
         """Opens the exchange on a session."""
@@ -308,6 +344,13 @@ class _Forwarded:
         return session
 
     def _wait(self, is_hopeful: bool) -> None:
+        if not self._begin_wait(is_hopeful):
+            self._finish()
+            self._stage.counters.no_session += 1
+            self._client.on_reset(NoAgent(self._stage.tunnel_id))
+
+    def _begin_wait(self, is_hopeful: bool) -> bool:
+        """False when it would be pointless, or has been long enough, or too many wait."""
         stage = self._stage
         # Whose visitor it is waits for the agent; the others say at once that they hold no session.
         hops = hops_of(self._peer)
@@ -317,14 +360,12 @@ class _Forwarded:
         grace_s -= stage.now() - self._started
         cancel = stage.pool.wait(self._waited, grace_s, is_hopeful) if grace_s > 0 else None
         if cancel is None:
-            self._finish()
-            self._stage.counters.no_session += 1
-            self._client.on_reset(NoAgent(self._stage.tunnel_id))
-            return
+            return False
         self._cancel_wait = cancel
         if not self._body_done:
             self._holds_back = True
             self._client.pause_request()
+        return True
 
     def _waited(self) -> None:
         self._cancel_wait = None
@@ -458,7 +499,7 @@ class _FetchedFromOwner(_Forwarded):
         peer: Peer,
         client: FetchClient,
         now: float,
-        owner: Remote,
+        owner: Way,
         home: Session,
     ) -> None:
         super().__init__(stage, head, peer, True, client, now)

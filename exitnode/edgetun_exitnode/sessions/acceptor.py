@@ -23,7 +23,7 @@ from edgetun_core.snapshot import Snapshot
 from edgetun_core.transport.link import Link, LinkUser
 from edgetun_core.transport.runner import SessionRunner
 from edgetun_core.wire.datagrams import DatagramCounters
-from edgetun_core.wire.hello import MAX_WEIGHT, Hello, Refusal, Welcome
+from edgetun_core.wire.hello import Hello, Refusal, Welcome
 from edgetun_core.wire.keepalive import FEATURE as KEEP_ALIVE
 from edgetun_core.wire.states import State
 from edgetun_exitnode.sessions.registry import SessionRegistry
@@ -221,8 +221,7 @@ class SessionAcceptor:
             self._serve(runner, runner.hello, admitted)
 
     def _serve(self, runner: SessionRunner, hello: Hello, admitted: _Admitted) -> None:
-        weight = min(max(hello.weight, 1), MAX_WEIGHT)
-        self._registry.add(runner, admitted.services, weight=weight, is_standby=hello.standby)
+        self._registry.add(runner, admitted.services, weight=hello.served_weight, is_standby=hello.standby)
 
     def on_session_draining(self, runner: SessionRunner, deadline_s: float) -> None:
         self._registry.remove(runner)

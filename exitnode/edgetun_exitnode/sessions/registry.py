@@ -4,7 +4,7 @@ One `ServicePool` per tunnel. A session that drains or dies is out at once; a ne
 the old session, so a laptop that was black-holed owns its hostname again as soon as it is back.
 
 Several agents may serve one tunnel: requests go to the least busy of them for its weight, and to one on standby only while there
-is no other.
+is no other, here or (pipeline/forward.py) at another exit node.
 """
 
 from __future__ import annotations
@@ -62,13 +62,19 @@ class ServicePool:
         "_schedule",
         "_timer",
         "_waiters",
+        "is_on_standby",
         "remote",
         "sessions",
+        "share",
     )
 
     def __init__(self, clock: Callable[[], float], schedule: Schedule, remote: Remote | None = None) -> None:
         self.remote = remote
         self.sessions: list[Session] = []
+        self.share = 0
+        """The summed weight of the sessions that are not on standby; where all are, theirs, negative. 0 without a session."""
+        self.is_on_standby = False
+        """Whether there are sessions, and all of them are on standby."""
         self._members: dict[Session, _Member] = {}
         self._current: Session | None = None
         self._burst = 0
@@ -142,7 +148,7 @@ class ServicePool:
             # As far as the others: a newcomer has no claim to what went by before it came.
             turn = min((member.turn for member in self._members.values()), default=0.0)
             self._members[session] = _Member(weight, is_standby, turn)
-            self._burst = 0
+            self._changed()
         self.wake()
 
     def wake(self) -> None:
@@ -159,13 +165,27 @@ class ServicePool:
             self.sessions.remove(session)
             if self._current is session:
                 self._current = None
-            self._burst = 0
+            self._changed()
             if not self.sessions:
                 self._lost_at = self._clock()
+
+    def _changed(self) -> None:
+        self._burst = 0
+        members = self._members.values()
+        share = sum(member.weight for member in members if not member.is_standby)
+        self.share = share or -sum(member.weight for member in members)
+        self.is_on_standby = self.share < 0
 
     @property
     def waiting(self) -> int:
         return len(self._waiters)
+
+    @property
+    def answers_itself(self) -> bool:
+        """Whether what comes here goes to a session of this node: not without one, nor where another node has better than standbys."""
+        if not self.is_on_standby:
+            return bool(self.sessions)
+        return self.remote is None or not self.remote.has_primary
 
 
 class SessionRegistry:
@@ -200,14 +220,19 @@ class SessionRegistry:
         if pool is not None:
             pool.wake()
 
-    def holds(self, service: str) -> bool:
-        """Whether this node holds a session of the tunnel."""
+    def share(self, service: str) -> int:
+        """See `ServicePool.share`; 0: this node holds no session of the tunnel."""
         pool = self._pools.get(service)
-        return pool is not None and bool(pool.sessions)
+        return pool.share if pool is not None else 0
 
-    def held(self) -> set[str]:
+    def shares(self) -> dict[str, int]:
         """The tunnels that this node holds a session of."""
-        return {service for service, pool in self._pools.items() if pool.sessions}
+        return {service: pool.share for service, pool in self._pools.items() if pool.sessions}
+
+    def answers_itself(self, service: str) -> bool:
+        """See `ServicePool.answers_itself`."""
+        pool = self._pools.get(service)
+        return pool is not None and pool.answers_itself
 
     def add(self, session: Session, services: Iterable[str], *, weight: int = 1, is_standby: bool = False) -> None:
         """A session is up for these tunnels. Waiting visitors go on at once."""

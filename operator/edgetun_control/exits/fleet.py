@@ -139,8 +139,8 @@ class Fleet:
                     if (node.name.pool, node.name.region) == (pool, region):
                         self._send(node, node.feed.published())
 
-    def shown(self, agent: str, holders: dict[ExitNodeName, Endpoint], tunnels: frozenset[str]) -> None:
-        """An agent's status names these exit nodes, which may follow other replicas."""
+    def shown(self, agent: str, holders: dict[ExitNodeName, tuple[Endpoint, int]], tunnels: frozenset[str]) -> None:
+        """An agent's status names these exit nodes, which may follow other replicas; see `PeerBook.shown`."""
         self.peers.shown(agent, holders, tunnels)
         self._tell_soon()
 
@@ -247,7 +247,7 @@ class Fleet:
             node.sessions.clear()
         for session in presence.opened:
             node.sessions[session.session_id] = session
-            self.peers.opened(node.name, session.session_id, session.tunnels)
+            self.peers.opened(node.name, session.session_id, session.tunnels, session.share)
             self.listener.session_opened(node, session)
         for session_id in presence.closed:
             gone = node.sessions.pop(session_id, None)

@@ -7,7 +7,6 @@ message that every node of a pool gets.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,7 +18,7 @@ from edgetun_core.fleet_identity import ExitNodeName
 
 AWAY_S: Final = 10.0
 """How long a node whose stream ended is still told of: it comes back here, or follows another replica."""
-_NONE: Final[frozenset[str]] = frozenset()
+_NONE: Final[dict[str, int]] = {}
 
 
 @dataclass(slots=True)
@@ -29,9 +28,10 @@ class _Node:
     is_draining: bool = False
     is_here: bool = False
     left_at: float = 0.0
-    sessions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    elsewhere: dict[str, tuple[Endpoint, frozenset[str]]] = field(default_factory=dict)
+    sessions: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
+    """Tunnels, and the session's share of each (`SessionInfo.share`)."""
+    weights: dict[str, _Weights] = field(default_factory=dict)
+    elsewhere: dict[str, tuple[Endpoint, int, frozenset[str]]] = field(default_factory=dict)
     """By agent, as the status of its resource has it: only for nodes that do not follow this replica."""
     told: _Told | None = None
 
@@ -40,7 +40,32 @@ class _Node:
 class _Told:
     relay: Endpoint
     is_draining: bool
-    tunnels: frozenset[str]
+    shares: dict[str, int]
+    """By tunnel, as in `PeerChange.shares`."""
+
+
+@dataclass(slots=True)
+class _Weights:
+    """Of the sessions of one tunnel at one node."""
+
+    primary: int = 0
+    standby: int = 0
+
+    def add(self, share: int) -> None:
+        if share < 0:
+            self.standby -= share
+        else:
+            self.primary += share
+
+    def take(self, share: int) -> None:
+        if share < 0:
+            self.standby += share
+        else:
+            self.primary -= share
+
+    @property
+    def share(self) -> int:
+        return self.primary or -self.standby
 
 
 class PeerBook:
@@ -74,7 +99,7 @@ class PeerBook:
         """It tells its sessions all anew."""
         node = self._node(name)
         node.sessions.clear()
-        node.counts.clear()
+        node.weights.clear()
 
     def loaded(self, name: ExitNodeName, is_draining: bool) -> None:
         """It told how busy it is."""
@@ -83,23 +108,26 @@ class PeerBook:
             node.is_draining = is_draining
             self._dirty[name] = None
 
-    def opened(self, name: ExitNodeName, session_id: str, tunnels: tuple[str, ...]) -> None:
-        """A session stands, for these tunnels."""
+    def opened(self, name: ExitNodeName, session_id: str, tunnels: tuple[str, ...], share: int = 1) -> None:
+        """A session stands, for these tunnels, of each of which it has this share."""
         self.closed(name, session_id)
         node = self._node(name)
-        node.sessions[session_id] = tunnels
-        node.counts.update(tunnels)
+        node.sessions[session_id] = tunnels, share
+        for tunnel in tunnels:
+            node.weights.setdefault(tunnel, _Weights()).add(share)
 
     def closed(self, name: ExitNodeName, session_id: str) -> None:
         """A session is over."""
         node = self._nodes.get(name)
-        tunnels = node.sessions.pop(session_id, None) if node is not None else None
-        if node is None or tunnels is None:
+        session = node.sessions.pop(session_id, None) if node is not None else None
+        if node is None or session is None:
             return
+        tunnels, share = session
         for tunnel in tunnels:
-            node.counts[tunnel] -= 1
-            if node.counts[tunnel] <= 0:
-                del node.counts[tunnel]
+            weights = node.weights[tunnel]
+            weights.take(share)
+            if not weights.share:
+                del node.weights[tunnel]
         self._dirty[name] = None
 
     def expire(self, now: float) -> None:
@@ -107,13 +135,13 @@ class PeerBook:
         for name, node in list(self._nodes.items()):
             if not node.is_here and (node.sessions or not node.elsewhere) and now - node.left_at > AWAY_S:
                 node.sessions.clear()
-                node.counts.clear()
+                node.weights.clear()
                 self._dirty[name] = None
 
     # ---- from Agent resources
 
-    def shown(self, agent: str, holders: dict[ExitNodeName, Endpoint], tunnels: frozenset[str]) -> None:
-        """An agent's status names these nodes; none: it has no session, or is gone."""
+    def shown(self, agent: str, holders: dict[ExitNodeName, tuple[Endpoint, int]], tunnels: frozenset[str]) -> None:
+        """An agent's status names these nodes, with the share of its sessions there; none: it has no session, or is gone."""
         before = self._shown.pop(agent, ())
         if holders:
             self._shown[agent] = tuple(holders)
@@ -121,10 +149,10 @@ class PeerBook:
             known = self._nodes.get(name)
             if known is not None and name not in holders and known.elsewhere.pop(agent, None) is not None:
                 self._dirty[name] = None
-        for name, relay in holders.items():
+        for name, (relay, share) in holders.items():
             found = self._nodes.get(name)
-            if found is None or found.elsewhere.get(agent) != (relay, tunnels):
-                self._node(name).elsewhere[agent] = relay, tunnels
+            if found is None or found.elsewhere.get(agent) != (relay, share, tunnels):
+                self._node(name).elsewhere[agent] = relay, share, tunnels
 
     # ---- to nodes
 
@@ -178,22 +206,29 @@ class PeerBook:
         if node.is_here or node.sessions:
             if node.relay is None:
                 return None
-            return _Told(node.relay, node.is_draining, frozenset(node.counts))
+            shares = {tunnel: weights.share for tunnel, weights in node.weights.items()}
+            return _Told(node.relay, node.is_draining, shares)
         if not node.elsewhere:
             return None
         relay = next(iter(node.elsewhere.values()))[0]
-        return _Told(relay, False, frozenset().union(*(tunnels for _, tunnels in node.elsewhere.values())))
+        found: dict[str, _Weights] = {}
+        for _, share, tunnels in node.elsewhere.values():
+            for tunnel in tunnels:
+                found.setdefault(tunnel, _Weights()).add(share)
+        return _Told(relay, False, {tunnel: weights.share for tunnel, weights in found.items()})
 
 
 def _changes(name: ExitNodeName, before: _Told | None, now: _Told) -> Iterator[PeerChange]:
     """One for a node, or several when its tunnels are many."""
-    was = before.tunnels if before is not None else _NONE
-    opened, closed = sorted(now.tunnels - was), sorted(was - now.tunnels)
+    was, shares = before.shares if before is not None else _NONE, now.shares
+    opened = sorted(tunnel for tunnel, share in shares.items() if was.get(tunnel) != share)
+    closed = sorted(was.keys() - shares.keys())
     relay = now.relay if before is None or before.relay != now.relay else None
     while True:
         some, opened = opened[:MOST_TUNNELS_PER_MESSAGE], opened[MOST_TUNNELS_PER_MESSAGE:]
         gone, closed = closed[:MOST_TUNNELS_PER_MESSAGE], closed[MOST_TUNNELS_PER_MESSAGE:]
-        yield PeerChange(str(name), relay, tuple(some), tuple(gone), now.is_draining)
+        weighed = {tunnel: shares[tunnel] for tunnel in some if shares[tunnel] != 1}
+        yield PeerChange(str(name), relay, tuple(some), tuple(gone), now.is_draining, weighed)
         if not opened and not closed:
             return
 

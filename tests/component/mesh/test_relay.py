@@ -159,7 +159,7 @@ async def test_a_draining_node_is_relayed_to_no_more_and_relays_what_it_still_ge
     await knows(here, leaving, holder)
     draining = asyncio.create_task(leaving.drain(10.0))
     await eventually(lambda: here.holders() == [holder.name])
-    await eventually(lambda: not leaving.node.registry.held())
+    await eventually(lambda: not leaving.node.registry.shares())
     # a visitor who keeps the connection to the leaving node is answered through the other one
     old.send(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
     with suppress(asyncio.IncompleteReadError):
@@ -274,7 +274,7 @@ async def test_nodes_of_two_replicas_of_control_find_each_other_by_what_agents_s
         assert node.hello.relay is not None
         said = parse_relay(render_relay(node.name, node.hello.relay))
         assert said is not None
-        scene.control.fleet.shown("team/laptop", dict([said]), frozenset({TUNNEL}))
+        scene.control.fleet.shown("team/laptop", {said[0]: (said[1], 1)}, frozenset({TUNNEL}))
         await knows(here, far)
         assert await scene.status(here) == 200
         scene.control.fleet.shown("team/laptop", {}, frozenset())

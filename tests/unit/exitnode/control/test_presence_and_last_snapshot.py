@@ -68,6 +68,14 @@ def test_a_round_trip_that_wavers_is_not_told() -> None:
     assert told.report({"s": SessionInfo("s", "a", "t", "quic", 1.0, rtt_s=0.050)}, NodeLoad(1))
 
 
+def test_an_agent_that_comes_back_with_another_weight_or_on_standby_is_told() -> None:
+    told, load = Told(), NodeLoad(1)
+    for weight, standby in ((1, False), (3, False), (3, True)):
+        (presence,) = told.report({"s": SessionInfo("s", "a", "t", "quic", 1.0, weight=weight, standby=standby)}, load)
+        assert [info.share for info in presence.opened] == [-weight if standby else weight]
+    assert SessionInfo("s", "a", "t", "quic", 1.0, weight=0).share == 1
+
+
 def test_the_last_snapshot_comes_back_and_one_that_is_damaged_or_foreign_counts_as_none(tmp_path: Path) -> None:
     snapshot = Snapshot(7, "p", "eu", revoked_tokens=("t",))
     kept = LastGood(tmp_path / "state")

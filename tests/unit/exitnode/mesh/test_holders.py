@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,12 +85,47 @@ def test_what_is_on_disk_is_remembered_briefly_and_rubbish_is_refused() -> None:
             Holders(OWN).restore(rubbish, 0.0)
 
 
+def test_a_holders_share_is_as_it_or_control_said_last() -> None:
+    holders = Holders(OWN)
+    told(holders, PeerChange(str(A), AT[A], ("t/x", "t/y"), shares={"t/x": 4}), PeerChange(str(B), AT[B], ("t/x",)))
+    assert [holders.share("t/x", str(one)) for one in (A, B, C)] == [4, 1, 1], "who says nothing is of an older version"
+    assert holders.share("t/y", str(A)) == 1
+    told(holders, PeerChange(str(A), opened=("t/x",), shares={"t/x": -2}))
+    assert holders.share("t/x", str(A)) == -2
+    holders.answered("t/x", str(A), 0.0, 7, is_own_word=False)
+    assert holders.share("t/x", str(A)) == -2, "hearsay counts for more than what the node itself said"
+    holders.answered("t/x", str(A), 0.0, 3)
+    assert holders.share("t/x", str(A)) == 3
+    again = Holders(OWN)
+    again.restore(holders.encode(0.0), 100.0)
+    assert again.share("t/x", str(A)) == 3
+    told(holders, PeerChange(str(A), closed=("t/x",)))
+    assert holders.share("t/x", str(A)) == 1
+    holders.answered("t/x", str(A), 0.0, 7, is_own_word=False)
+    assert holders.share("t/x", str(A)) == 7
+    holders.forget(str(A))
+    assert holders._shares == {}, "what nobody holds is remembered"
+
+
+def test_what_an_earlier_version_kept_on_disk_is_read() -> None:
+    kept = msgspec.msgpack.encode({"peers": {str(A): AT[A]}, "holders": {"t/x": (str(A),)}})
+    holders = Holders(OWN)
+    holders.restore(kept, 0.0)
+    assert (holders.holders("t/x", 1.0), holders.share("t/x", str(A))) == ([str(A)], 1)
+
+
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("open"), st.sampled_from([A, B]), st.sampled_from("123"), st.sets(st.sampled_from("xyz"))),
-        st.tuples(st.just("close"), st.sampled_from([A, B]), st.sampled_from("123"), st.just(set[str]())),
-        st.tuples(st.just("drain"), st.sampled_from([A, B]), st.just(""), st.just(set[str]())),
-        st.tuples(st.just("flush"), st.just(A), st.just(""), st.just(set[str]())),
+        st.tuples(
+            st.just("open"),
+            st.sampled_from([A, B]),
+            st.sampled_from("123"),
+            st.sets(st.sampled_from("xyz")),
+            st.sampled_from([1, 3, -1, -2]),
+        ),
+        st.tuples(st.just("close"), st.sampled_from([A, B]), st.sampled_from("123"), st.just(set[str]()), st.just(0)),
+        st.tuples(st.just("drain"), st.sampled_from([A, B]), st.just(""), st.just(set[str]()), st.just(0)),
+        st.tuples(st.just("flush"), st.just(A), st.just(""), st.just(set[str]()), st.just(0)),
     ),
     max_size=30,
 )
@@ -97,11 +133,11 @@ EVENTS = st.lists(
 
 @given(EVENTS, st.integers(0, 30))
 def test_nodes_end_with_what_control_knows_whenever_they_came(
-    events: list[tuple[str, ExitNodeName, str, set[str]]], comes_at: int
+    events: list[tuple[str, ExitNodeName, str, set[str], int]], comes_at: int
 ) -> None:
     book, early, late = PeerBook(), Holders(OWN), Holders(OWN)
     has_come = False
-    sessions: dict[tuple[ExitNodeName, str], set[str]] = {}
+    sessions: dict[tuple[ExitNodeName, str], tuple[set[str], int]] = {}
     draining: set[ExitNodeName] = set()
 
     def flush() -> None:
@@ -113,15 +149,15 @@ def test_nodes_end_with_what_control_knows_whenever_they_came(
 
     for name in (A, B):
         book.came(name, AT[name], False)
-    for index, (what, name, session, tunnels) in enumerate(events):
+    for index, (what, name, session, tunnels, share) in enumerate(events):
         if index == comes_at:
             has_come = True
             for message in book.everything("pool"):
                 late.take(message, 0.0)
         match what:
             case "open":
-                book.opened(name, session, tuple(sorted(tunnels)))
-                sessions[name, session] = tunnels
+                book.opened(name, session, tuple(sorted(tunnels)), share)
+                sessions[name, session] = tunnels, share
             case "close":
                 book.closed(name, session)
                 sessions.pop((name, session), None)
@@ -132,10 +168,14 @@ def test_nodes_end_with_what_control_knows_whenever_they_came(
                 flush()
     flush()
     for tunnel in "xyz":
-        wanted = sorted({str(name) for (name, _), held in sessions.items() if tunnel in held and name not in draining})
-        assert early.holders(tunnel, 0.0) == wanted
-        if has_come:
-            assert late.holders(tunnel, 0.0) == wanted
+        shares: dict[str, list[int]] = {}
+        for (name, _), (held, share) in sessions.items():
+            if tunnel in held and name not in draining:
+                shares.setdefault(str(name), []).append(share)
+        for one in (early, late) if has_come else (early,):
+            assert one.holders(tunnel, 0.0) == sorted(shares)
+            for node, of_it in shares.items():
+                assert one.share(tunnel, node) == (sum(share for share in of_it if share > 0) or sum(of_it))
     assert book.flush() == {}, "nothing changed, and something was told"
 
 
@@ -170,10 +210,13 @@ def test_a_node_that_left_is_told_of_until_it_had_time_to_come_back() -> None:
 
 def test_agents_statuses_tell_of_nodes_that_follow_another_replica() -> None:
     book = PeerBook()
-    book.shown("team/laptop", {B: AT[B]}, frozenset({"t/x"}))
-    book.shown("team/desk", {B: AT[B], C: AT[C]}, frozenset({"t/y"}))
+    book.shown("team/laptop", {B: (AT[B], 1)}, frozenset({"t/x"}))
+    book.shown("team/desk", {B: (AT[B], 3), C: (AT[C], -1)}, frozenset({"t/y"}))
     (message,) = book.flush()["pool"]
     assert {(one.node, one.opened) for one in message.changed} == {(str(B), ("t/x", "t/y")), (str(C), ("t/y",))}
+    assert {one.node: one.shares for one in message.changed} == {str(B): {"t/y": 3}, str(C): {"t/y": -1}}
+    book.shown("team/desk", {B: (AT[B], 3), C: (AT[C], 2)}, frozenset({"t/y"}))
+    assert book.flush()["pool"][0].changed == (PeerChange(str(C), None, ("t/y",), shares={"t/y": 2}),)
     # it comes here: what it says itself counts
     book.came(B, AT[B], False)
     (message,) = book.flush()["pool"]

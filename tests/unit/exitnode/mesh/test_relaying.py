@@ -12,7 +12,14 @@ from edgetun_core.snapshot import OriginRule, RouteRule, TunnelRule
 from edgetun_core.wire.heads import decode_request, encode_request
 from edgetun_exitnode.cache.freshness import Told
 from edgetun_exitnode.observe.counters import TunnelCounters
-from edgetun_exitnode.pipeline.forward import MAX_RELAYED_TRIES, RELAY_WAIT_S, ForwardStage, Session
+from edgetun_exitnode.pipeline.forward import (
+    MAX_RELAYED_TRIES,
+    MAX_TRIES,
+    MAX_WAITING,
+    RELAY_WAIT_S,
+    ForwardStage,
+    Session,
+)
 from edgetun_exitnode.pipeline.relaying import (
     MAX_HOPS,
     TOLD,
@@ -32,13 +39,23 @@ class Others:
 
     def __init__(self) -> None:
         self.links: list[Answerer] = []
+        self.primaries: list[Answerer] = []
         self.is_hopeful = False
+        self.is_reaching_primary = False
         self.failures: list[EdgetunError] = []
         self.senders: list[str] = []
 
     def pick(self, avoid: Session | None, sender: str) -> Session | None:
         self.senders.append(sender)
         return next((link for link in self.links if link is not avoid), None)
+
+    @property
+    def has_primary(self) -> bool:
+        return bool(self.primaries) or self.is_reaching_primary
+
+    def pick_primary(self, avoid: Session | None, sender: str) -> Session | None:
+        self.senders.append(sender)
+        return next((link for link in self.primaries if link is not avoid), None)
 
     def failed(self, session: Session, error: EdgetunError) -> None:
         self.failures.append(error)
@@ -144,6 +161,105 @@ def test_what_may_have_been_done_is_not_asked_again(bench: Bench) -> None:
     first.opened[0].client.on_reset(SessionLost("gone"))
     assert isinstance(visitor.error, SessionLost)
     assert second.opened == []
+
+
+class TestWithNothingButAStandby:
+    @pytest.fixture
+    def standby(self, bench: Bench) -> Answerer:
+        session = Answerer()
+        bench.registry.add(session, [TUNNEL], is_standby=True)
+        return session
+
+    def test_a_node_with_a_primary_is_asked_and_nobody_who_has_only_standbys_too(
+        self, bench: Bench, standby: Answerer
+    ) -> None:
+        bench.others.links.append(Answerer())
+        bench.ask()
+        assert len(standby.opened) == 1
+        better = Answerer()
+        bench.others.primaries.append(better)
+        bench.ask()
+        bench.ask(request(method=b"POST"), end=False)
+        assert (len(standby.opened), len(better.opened), bench.counters.relayed) == (1, 2, 2)
+        assert better.opened[0].head.relayed == Relayed(1, "192.0.2.1")
+        assert not bench.others.links[0].opened
+        bench.registry.add(Answerer(), [TUNNEL])
+        bench.ask()
+        assert len(better.opened) == 2, "a primary of its own keeps the visitors"
+
+    @pytest.mark.parametrize("error", [NoSession("not here"), Draining("going"), SessionLost("gone")])
+    def test_its_own_standby_serves_when_the_relays_fail(
+        self, bench: Bench, standby: Answerer, error: EdgetunError
+    ) -> None:
+        bench.others.primaries += [Answerer()]
+        visitor = bench.ask()
+        bench.others.primaries[0].opened[0].client.on_reset(error)
+        standby.opened[0].client.on_head(ResponseHead(200, ()), True)
+        assert visitor.status == 200
+        assert bench.others.failures == [error]
+
+    def test_relays_that_fail_again_and_again_have_an_end(self, bench: Bench, standby: Answerer) -> None:
+        bench.others.primaries += [Answerer(lambda opened: opened.client.on_reset(NoSession("no"))) for _ in range(2)]
+        bench.ask()
+        assert len(standby.opened) == 1
+        assert sum(len(link.opened) for link in bench.others.primaries) == MAX_TRIES
+
+    def test_a_visitor_waits_while_a_primary_is_reached_and_not_for_longer(
+        self, bench: Bench, standby: Answerer
+    ) -> None:
+        bench.others.is_reaching_primary = True
+        visitors = [bench.ask(), bench.ask()]
+        assert (visitors[0].calls, standby.opened) == ([], [])
+        better = Answerer()
+        bench.others.primaries.append(better)
+        bench.registry.wake(TUNNEL)
+        assert len(better.opened) == 2
+        bench.others.primaries.clear()
+        bench.ask()
+        bench.clock.advance(max(RELAY_WAIT_S, bench.stage.grace_s) + 0.1)
+        assert len(standby.opened) == 1
+
+    def test_it_does_not_wait_when_the_dial_has_failed_or_too_many_wait(self, bench: Bench, standby: Answerer) -> None:
+        bench.others.is_reaching_primary = True
+        for _ in range(MAX_WAITING):
+            bench.ask()
+        assert standby.opened == []
+        bench.ask()
+        assert len(standby.opened) == 1
+        bench.others.is_reaching_primary = False
+        bench.registry.wake(TUNNEL)
+        assert len(standby.opened) == 1 + MAX_WAITING
+
+    def test_what_came_from_another_node_is_not_sent_back_and_not_further_than_two(
+        self, bench: Bench, standby: Answerer
+    ) -> None:
+        bench.others.primaries.append(Answerer())
+        bench.ask(peer=of(1))
+        assert bench.others.senders == ["pool/eu/a"]
+        bench.ask(peer=of(MAX_HOPS))
+        assert (len(bench.others.primaries[0].opened), len(standby.opened)) == (1, 1)
+
+    def test_what_other_nodes_hand_on_passes_its_cache_by_while_another_has_better(
+        self, bench: Bench, standby: Answerer
+    ) -> None:
+        pool = bench.registry.pool(TUNNEL)
+        assert pool.answers_itself
+        bench.others.primaries.append(Answerer())
+        assert not pool.answers_itself
+        bench.registry.add(Answerer(), [TUNNEL])
+        assert pool.answers_itself
+
+
+def test_a_nodes_share_is_its_primaries_weight_or_its_standbys_below_zero(bench: Bench) -> None:
+    pool, (one, other, third) = bench.registry.pool(TUNNEL), (Answerer(), Answerer(), Answerer())
+    seen = [(pool.share, pool.is_on_standby)]
+    for session, weight, is_standby in ((one, 3, True), (other, 2, True), (third, 4, False)):
+        bench.registry.add(session, [TUNNEL], weight=weight, is_standby=is_standby)
+        seen.append((pool.share, pool.is_on_standby))
+    for session in (third, one, other):
+        bench.registry.remove(session)
+        seen.append((pool.share, pool.is_on_standby))
+    assert seen == [(0, False), (-3, True), (-5, True), (4, False), (-5, True), (-2, True), (0, False)]
 
 
 def test_tries_have_an_end(bench: Bench) -> None:
