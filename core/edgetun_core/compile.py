@@ -29,7 +29,7 @@ from edgetun_core.api.policies import (
     overlay,
 )
 from edgetun_core.api.reservation import HostnameReservation
-from edgetun_core.api.tunnel import NamedOrigin, Origin, Tunnel, TunnelSpec
+from edgetun_core.api.tunnel import ANY_SPARE, NamedOrigin, Origin, Tunnel, TunnelSpec
 from edgetun_core.claims import Claims
 from edgetun_core.problem import Problem, sort_problems
 from edgetun_core.quantities import quoted
@@ -171,6 +171,9 @@ def region_problems(tunnel: Tunnel, pool: ExitPool) -> Iterator[Problem]:
                 yield Problem(
                     "warning", tunnel.ref, f"spec.pool.regions.{where}[{index}]", Reason.REGION_NOT_FOUND, text
                 )
+    if policy.spare not in (None, ANY_SPARE, *regions):
+        text = f"{pool.ref} has no region {quoted(policy.spare)}; it has {', '.join(sorted(regions))}"
+        yield Problem("warning", tunnel.ref, "spec.pool.regions.spare", Reason.REGION_NOT_FOUND, text)
     if not any(allows_region(tunnel.spec, region) for region in regions):
         text = f"allows none of the regions of {pool.ref} ({', '.join(sorted(regions))}); allow one of them"
         yield Problem("error", tunnel.ref, "spec.pool.regions", Reason.NO_REGION, text)

@@ -204,6 +204,10 @@ class Regions(Protocol):
         """The regions of the tunnel's pool that the tunnel allows."""
         ...
 
+    def spare_for(self, service: str) -> str:
+        """The tunnel's spare region, by name or `auto`; empty: none."""
+        ...
+
 
 class FleetPlacement:
     """Places an agent on the best region of every pool that its tunnels are on."""
@@ -213,11 +217,14 @@ class FleetPlacement:
 
     def place(self, request: EnrollRequest, services: tuple[str, ...], now: float) -> Placed:
         by_pool: dict[str, dict[str, RegionView]] = {}
+        spares: dict[str, str] = {}
         for service in services:
             views = {view.name: view for view in self._regions.regions_for(service)}
             if not views:
                 continue
             pool = next(iter(views.values())).pool
+            # What the agent was started with counts for more, and of several tunnels the first that asks for one.
+            spares[pool] = request.spare or spares.get(pool) or self._regions.spare_for(service)
             kept = by_pool.get(pool, views)
             # A region must be allowed by every tunnel; where that leaves none, the first tunnels' must do.
             by_pool[pool] = {name: view for name, view in kept.items() if name in views} or kept
@@ -232,7 +239,7 @@ class FleetPlacement:
             choice = decide_placement(tuple(regions.values()), probes, current.get(pool, ""), request.agent_id)
             if not choice.ranked:
                 continue
-            endpoints.extend(endpoints_of(choice, request.agent_id, request.spare))
+            endpoints.extend(endpoints_of(choice, request.agent_id, spares[pool]))
             placed.append(choice.ranked[0].name)
             rtt_s = round_trip_s(probes.get(choice.ranked[0].name))
             rtts.extend([rtt_s] if rtt_s is not None else [])

@@ -64,6 +64,11 @@ class ClusterRegions:
             if allows_region(spec, region.name) and not self.is_closed(spec.pool.name, region.name)
         ]
 
+    def spare_for(self, service: str) -> str:
+        """The spare region that the tunnel asks for; empty: none."""
+        spec = self._publisher.spec(service)
+        return (spec.pool.regions.spare or "") if spec is not None else ""
+
     def _view(self, pool: str, region: str, status: Mapping[str, Any]) -> RegionView:
         here = [node for node in self._fleet if (node.name.pool, node.name.region) == (pool, region)]
         nodes = tuple(

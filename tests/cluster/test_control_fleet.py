@@ -316,6 +316,28 @@ def test_two_regions_are_measured_and_one_that_dies_is_survived(fleet: Fleet) ->
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("fleet", [("eu", "us")], indirect=True)
+def test_a_tunnels_spare_region_gets_one_session_of_its_agents(fleet: Fleet) -> None:
+    for region, name in (("eu", "exit-2"), ("us", "exit-3")):
+        tunnel_port, http_port = free_ports(2)
+        if region == "us":
+            agent = fleet.agent(fleet.token(), "laptop")
+            agent.line("ready in")
+            wait_for(lambda: fleet.connected()[0]["status"]["nodes"] == ["exit-1", "exit-2"], 30, "both in its region")
+        fleet.start_exit_node(region, name, http_port, tunnel_port)
+    named = {"apiVersion": GROUP_VERSION, "kind": "Tunnel", "metadata": {"name": "shop", "namespace": fleet.namespace}}
+    fleet.client.patch(named, {"spec": {"pool": {"regions": {"spare": "us"}}}})
+
+    def nodes() -> list[str]:
+        found: list[str] = fleet.connected()[0]["status"]["nodes"]
+        return found
+
+    wait_for(lambda: len(nodes()) == 2 and "exit-3" in nodes(), 60, "one session in the spare region")
+    assert fleet.connected()[0]["status"]["placed"] == f"{fleet.name}/eu"
+    assert fleet.status() == 200
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fleet", [("eu", "us")], indirect=True)
 def test_a_region_that_appears_is_used_and_one_that_is_emptied_lets_its_agents_go_and_gets_them_back(
     fleet: Fleet,
 ) -> None:

@@ -173,6 +173,13 @@ BREAKS: list[tuple[str, str, str, str, object]] = [
     ),
     (
         "Tunnel",
+        ".spec.pool.regions",
+        "the spare region is not among the regions that may serve the tunnel",
+        ".spec.pool",
+        {"regions": {"allow": ["eu"], "spare": "us"}},
+    ),
+    (
+        "Tunnel",
         ".spec.routes[]",
         "stripPrefix needs path.prefix",
         ".spec.routes",

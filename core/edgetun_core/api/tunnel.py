@@ -26,16 +26,27 @@ DEFAULT_POOL = "default"
 # --- pool --------------------------------------------------------------------------------------------------------------
 
 
+ANY_SPARE: Final = "auto"
+
+
 def _regions_both_ways(policy: RegionPolicy) -> Iterator[Broken]:
     for index, region in enumerate(policy.deny):
         if region in policy.allow:
             yield Broken(("deny", index), f"{quoted(region)} is also in allow; keep it in one of them")
 
 
+def _spare_not_allowed(policy: RegionPolicy) -> Iterator[Broken]:
+    spare = policy.spare
+    if spare in (None, ANY_SPARE):
+        return
+    if spare in policy.deny or (policy.allow and spare not in policy.allow):
+        yield Broken(("spare",), f"{quoted(spare)} is not among the regions that may serve the tunnel")
+
+
 class RegionPolicy(RuledModel):
     """In which of the pool's regions a tunnel is served. Denied regions win over allowed ones."""
 
-    reserved: ClassVar[frozenset[str]] = frozenset({"prefer", "spare", "selector", "residency"})
+    reserved: ClassVar[frozenset[str]] = frozenset({"prefer", "selector", "residency"})
 
     allow: list[Label] = Field(
         default_factory=list,
@@ -46,12 +57,24 @@ class RegionPolicy(RuledModel):
     deny: list[Label] = Field(
         default_factory=list, max_length=64, description="Not these regions.", examples=[["us-east"]]
     )
+    spare: Label | None = Field(
+        default=None,
+        description="Region for the last session of each agent, beside the one where it is placed: its name, or `auto` for "
+        "the next best. `edgetun-agent --spare-region` overrides it.",
+        examples=["auto"],
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.deny.all(r, !(r in self.allow))",
             "a region is in both allow and deny; keep it in one",
             _regions_both_ways,
+        ),
+        Rule(
+            "!has(self.spare) || self.spare == 'auto' || "
+            "(!(self.spare in self.deny) && (size(self.allow) == 0 || self.spare in self.allow))",
+            "the spare region is not among the regions that may serve the tunnel",
+            _spare_not_allowed,
         ),
     )
 

@@ -152,7 +152,10 @@ class TwoPools:
     def regions_for(self, service: str) -> list[RegionView]:
         if service == "t/other-pool":
             return [another_pool("q", "sin")]
-        return [view("ams"), view("fra")] if service == "t/everywhere" else [view("fra")]
+        return [view("ams"), view("fra")] if service in ("t/everywhere", "t/spared") else [view("fra")]
+
+    def spare_for(self, service: str) -> str:
+        return {"t/spared": "auto"}.get(service, "")
 
 
 def another_pool(pool: str, region: str) -> RegionView:
@@ -213,3 +216,17 @@ def test_an_agent_asks_for_its_spare_region_when_it_registers() -> None:
         ("ams.example", False),
         ("fra.example", True),
     ]
+
+
+def test_a_tunnels_spare_region_holds_for_its_agents_unless_they_ask_for_another() -> None:
+    request = EnrollRequest("laptop", can_probe=True, probes=(probe("ams", 1), probe("fra", 50)))
+    placement = FleetPlacement(TwoPools())
+
+    def spares(*services: str, asked: str = "") -> list[str]:
+        placed = placement.place(msgspec.structs.replace(request, spare=asked), services, 0.0)
+        return [endpoint.host for endpoint in placed.endpoints if endpoint.spare]
+
+    assert spares("t/everywhere") == []
+    assert spares("t/spared") == spares("t/everywhere", "t/spared") == ["fra.example"]
+    assert spares("t/spared", asked="nowhere") == []
+    assert spares("t/spared", "t/other-pool") == ["fra.example"], "the other pool's tunnels asked for none"
