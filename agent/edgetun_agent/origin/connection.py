@@ -88,6 +88,7 @@ class OriginConnection(asyncio.Protocol):
         "_mode",
         "_owner",
         "_reading_paused",
+        "_unwritten",
         "_writing_paused",
         "exchange",
         "idle_since",
@@ -115,6 +116,8 @@ class OriginConnection(asyncio.Protocol):
         self._is_stream = False
         self._reading_paused = False
         self._writing_paused = False
+        self._unwritten = 0
+        """What waited to be written when it was last looked at; of use while writing is paused."""
 
     # ---- the exchange's side
 
@@ -432,6 +435,7 @@ class OriginConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._unwritten = self.transport.get_write_buffer_size()
         self.since = monotonic()
         if self.exchange is not None:
             self.exchange.client.pause_request()
@@ -454,6 +458,11 @@ class OriginConnection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None or self._reading_paused:
             return
+        if self._writing_paused:
+            unwritten = self.transport.get_write_buffer_size()
+            if unwritten < self._unwritten:  # it takes the body, however slowly
+                self.since = now
+            self._unwritten = unwritten
         silent_s = now - self.since
         url = self._owner.url
         if self._writing_paused:

@@ -9,6 +9,8 @@ import pytest
 
 from edgetun_agent.origin import h2_connection, sweeper
 from edgetun_agent.origin.client import OriginClient
+from edgetun_agent.origin.connection import OriginConnection
+from edgetun_agent.origin.exchange import OriginExchange
 from edgetun_agent.origin.h2_client import H2OriginClient
 from edgetun_agent.origin.h2_exchange import H2Exchange
 from edgetun_core.http.exchange import RequestSink
@@ -131,3 +133,37 @@ async def test_a_sweep_that_is_late_itself_lets_what_came_be_read_before_anybody
         watching._look()
     assert len(swept) == 7
     watching.stop()
+
+
+class SlowWire(Wire):
+    """A connection whose other end takes what is written as slowly as the test says."""
+
+    unwritten = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unwritten
+
+    def abort(self) -> None:
+        pass
+
+
+async def test_an_origin_that_takes_a_body_slowly_is_not_blamed_for_taking_nothing() -> None:
+    """The transport tells of progress only below its low-water mark; an upload may be minutes in getting there."""
+    client = OriginClient(OriginRule("web", "http://127.0.0.1:1"))
+    visitor = Visitor()
+    connection, wire = OriginConnection(client), SlowWire()
+    connection.connection_made(wire)
+    exchange = OriginExchange(client, POST, visitor)
+    connection.begin(exchange, b"POST /up HTTP/1.1\r\n\r\n")
+    wire.unwritten = 256 * 1024
+    connection.pause_writing()
+    at = connection.since
+    for unwritten in (255, 180, 90, 70):
+        at += 50.0
+        wire.unwritten = unwritten * 1024
+        connection.sweep(at, 10.0, 60.0)
+        assert connection.exchange is exchange
+    connection.sweep(at + 61.0, 10.0, 60.0)
+    assert connection.exchange is None
+    assert "took nothing of the request's body for 60 s" in str(visitor.error)
+    await client.close()
