@@ -64,7 +64,7 @@ class Recorder:
             self.late_calls.append(call)
 
 
-async def eventually(condition: Callable[[], object], within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
     """Waits for a condition; fails when it does not come true in time."""
     loop = asyncio.get_running_loop()
     until = loop.time() + within_s
