@@ -35,16 +35,16 @@ class Memo(Generic[K, V]):
     `None` is never a stored value: `get` uses it for "not here".
     """
 
-    __slots__ = ("_capacity", "_old", "_young")
+    __slots__ = ("_capacity", "_old", "young")
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._young: dict[K, V] = _NOTHING
+        self.young: dict[K, V] = _NOTHING
         self._old: dict[K, V] = _NOTHING
 
     def get(self, key: K) -> V | None:
         """Returns the value, and keeps a value found in the old generation alive for another one."""
-        value = self._young.get(key)
+        value = self.young.get(key)
         if value is None:
             value = self._old.get(key)
             if value is not None:
@@ -53,26 +53,26 @@ class Memo(Generic[K, V]):
 
     def put(self, key: K, value: V) -> bool:
         """Stores the value, and says whether it did; drops the oldest generation when the young one is full."""
-        young = self._young
+        young = self.young
         if young is _NOTHING:
-            self._young = {key: value}
+            self.young = {key: value}
             return True
         if len(young) >= self._capacity:
             self._age()
-        self._young[key] = value
+        self.young[key] = value
         return True
 
     def _age(self) -> None:
-        self._old = self._young
-        self._young = {}
+        self._old = self.young
+        self.young = {}
 
     def clear(self) -> None:
         """Forgets everything, as when a new snapshot arrives."""
-        self._young = _NOTHING
+        self.young = _NOTHING
         self._old = _NOTHING
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self.young) + len(self._old)
 
 
 class WeighedMemo(Memo[K, V]):

@@ -35,7 +35,6 @@ class StageMemos:
         "changed_responses",
         "decorated",
         "forwarded",
-        "relayed",
         "verdicts",
         "views",
     )
@@ -48,10 +47,10 @@ class StageMemos:
         self.changed_responses: WeighedMemo[tuple[ResponseHead, int], ResponseHead] = _heads()
         self.decorated: WeighedMemo[tuple[ResponseHead, bytes], ResponseHead] = _heads()
         """With the cache's `Cache-Status`."""
-        self.forwarded: WeighedMemo[tuple[RequestHead, str, int], RequestHead] = _heads()
-        """As an agent gets them, by the visitor's address."""
-        self.relayed: WeighedMemo[tuple[RequestHead, str, int, bool], RequestHead] = _heads()
-        """As another exit node gets them, by the visitor's address, the exit nodes passed, and whether the answer is for the cache."""
+        self.forwarded: WeighedMemo[tuple[RequestHead, str, int], RequestHead] = WeighedMemo(
+            _weigh_forwarded, REMEMBERED_BYTES, max_entry_bytes=2 * MAX_ENTRY_BYTES
+        )
+        """As an agent gets them, by the visitor's address; each may hold what another exit node gets in its place."""
         self.verdicts: WeighedMemo[tuple[ResponseHead, int], Any] = WeighedMemo(
             _weigh_verdict, REMEMBERED_BYTES, max_entry_bytes=MAX_ENTRY_BYTES
         )
@@ -66,6 +65,10 @@ def _heads() -> WeighedMemo[Any, Any]:
 
 def _weigh_head(_key: tuple[Any, ...], made: RequestHead | ResponseHead) -> int:
     return 2 * made.memory_bytes()
+
+
+def _weigh_forwarded(_key: tuple[Any, ...], made: RequestHead) -> int:
+    return 4 * made.memory_bytes()
 
 
 def _weigh_verdict(key: tuple[ResponseHead, int], _verdict: object) -> int:

@@ -23,6 +23,7 @@ from edgetun_core.transport.quic_connection import IDLE_TIMEOUT_S
 from edgetun_core.wire.datagrams import DatagramCounters, Datagrams
 from edgetun_core.wire.hello import CONNECT_TIMEOUT_S, Hello, Refusal, Welcome, Windows
 from edgetun_core.wire.keepalive import KeepAlive
+from edgetun_core.wire.mux import Mux
 from edgetun_core.wire.session import Session
 from edgetun_core.wire.states import State
 
@@ -78,6 +79,7 @@ class SessionRunner:
         "_wake_pending",
         "_windows",
         "counters",
+        "mux",
     )
 
     def __init__(
@@ -104,6 +106,8 @@ class SessionRunner:
         self._keep_alive = keep_alive
         self._link: Link | None = None
         self._session: Session | None = None
+        self.mux: Mux | None = None
+        """Carries the exchanges; None before there is a link."""
         self._timer: asyncio.TimerHandle | None = None
         self._wake_pending = False
         self._closed = False
@@ -283,6 +287,7 @@ class SessionRunner:
             keep_alive=self._keep_alive if link.transport == "quic" else None,
             idle_timeout_s=IDLE_TIMEOUT_S,
         )
+        self.mux = self._session.mux
         self._session.mux.datagrams.path_bytes = getattr(link, "max_datagram_bytes", 0)
         self._learn_lanes()
         self._set_timer()

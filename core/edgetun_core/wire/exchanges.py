@@ -58,7 +58,7 @@ class _Nobody:
         pass
 
 
-_NOBODY: Final[ResponseSink] = _Nobody()
+NOBODY: Final[ResponseSink] = _Nobody()
 
 
 def _is_switch(status: int) -> bool:
@@ -192,7 +192,7 @@ class Outgoing(Exchange):
             self.take = drop
         else:
             self._forget()
-        self.client = _NOBODY
+        self.client = NOBODY
         mux = self.mux
         mux.opened_now -= 1
         del mux.exchanges[self.id]
@@ -255,7 +255,8 @@ class Incoming(Exchange):
         if self.sending == ENDED and self.receiving == ENDED:
             return
         self.sink = sink
-        self.take = sink.send_data
+        if self.receiving == BODY:
+            self.take = sink.send_data
         if self.flow is not None and self.flow.is_stopped:
             sink.pause_response()
 

@@ -34,6 +34,7 @@ CREDIT: Final = 0x15
 MOVE: Final = 0x16
 
 END: Final = 0x80
+KIND_BITS: Final = 0x7F
 HEAD_END: Final = HEAD | END
 DATA_END: Final = DATA | END
 

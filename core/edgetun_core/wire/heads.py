@@ -111,7 +111,7 @@ def _bounded(block: bytes, fields: Fields) -> bytes:
 
 def decode_request(block: bytes) -> RequestHead:
     """Reads and checks a request's head; raises `ProtocolError`. The result is shared: it is never to be changed."""
-    head = _requests.get(block)
+    head = _requests.young.get(block) or _requests.get(block)
     if head is None:
         head = _check_request(block)
         # Upgrades, and TCP and UDP more so, come with a head of their own each: nobody sends it again.
@@ -122,7 +122,7 @@ def decode_request(block: bytes) -> RequestHead:
 
 def decode_response(block: bytes) -> ResponseHead:
     """Reads and checks a response's head, final or interim; raises `ProtocolError`. The result is shared."""
-    head = _responses.get(block)
+    head = _responses.young.get(block) or _responses.get(block)
     if head is None:
         head = _check_response(block)
         if len(block) <= MEMO_BLOCK_BYTES:

@@ -26,6 +26,7 @@ from edgetun_core.wire.frames import (
     HEAD_END,
     HEADER,
     HEADER_BYTES,
+    KIND_BITS,
     MAX_DATA_BYTES,
     MAX_ID,
     MAX_PAYLOAD_BYTES,
@@ -38,6 +39,7 @@ from edgetun_core.wire.lanes import Lane
 from edgetun_core.wire.openings import Openings
 from edgetun_core.wire.outlet import Control, Outlet
 from edgetun_core.wire.receiving import Exchange
+from edgetun_core.wire.splices import Spliced, SpliceOwner
 
 LOW_ID_MARGIN: Final = 1 << 16
 """With fewer ids left the session drains, so that another takes over before there are none."""
@@ -197,6 +199,33 @@ class Mux(Outlet):
             self._choose_open_lane()
         return exchange
 
+    def splice(
+        self, head: RequestHead, end: bool, client: Incoming, owner: SpliceOwner, session: Handler, started: float
+    ) -> Spliced | None:
+        """The same for what another session's peer asks, no upgrade, see splices.py; None where `open` would refuse."""
+        number = self._next_id
+        if number > self._last_id or self.opened_now >= self._open_limit:
+            return None
+        block = head.wire
+        if block is None:
+            try:
+                block = encode_request(head)
+            except EdgetunError:
+                return None
+        self._next_id = number + 2
+        self.opened_now += 1
+        lane = self._open_lane
+        lane.load += 1
+        exchange = self.exchanges[number] = Spliced(self, number, lane, head, end, client, owner, session, started)
+        out = lane.out
+        if not out:
+            self.mark(lane)
+        out += (_pack((frames.WORD_HEAD_END if end else frames.WORD_HEAD) | len(block), number), block)
+        self._burst -= 1
+        if not self._burst:
+            self._choose_open_lane()
+        return exchange
+
     def _why_not(self) -> EdgetunError:
         if not self._last_id:
             return self._refusal
@@ -243,12 +272,13 @@ class Mux(Outlet):
                         return
                     position = stop
                     exchange = exchanges.get(number)
-                    if kind in (DATA_END, DATA):
+                    base = kind & KIND_BITS
+                    if base == DATA:
                         if exchange is not None:
                             exchange.receive_data(lane, data[start:stop], kind == DATA_END)
                         else:
                             self._stray_data(lane, number, length, data[start:stop], kind == DATA_END)
-                    elif kind in (HEAD_END, HEAD):
+                    elif base == HEAD:
                         if exchange is not None:
                             exchange.receive_head(lane, data[start:stop], kind == HEAD_END)
                         else:
@@ -350,7 +380,10 @@ class Mux(Outlet):
             self._check_late(number, "HEAD")
             return
         openings = self._openings
-        openings.arrive(number)
+        if number == openings.expected and not openings.ahead:
+            openings.expected = number + 2
+        else:
+            openings.arrive(number)
         early = openings.early.pop(number, None) if openings.early else None
         if self.served_now >= self._serve_limit or number > self._accept_to:
             self._refuse(lane, number, early)

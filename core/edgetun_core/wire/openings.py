@@ -26,12 +26,12 @@ _NONE: Final[frozenset[int]] = frozenset()
 class Openings:
     """The peer's exchange ids, as far as they have come in."""
 
-    __slots__ = ("_ahead", "_first", "early", "expected")
+    __slots__ = ("_first", "ahead", "early", "expected")
 
     def __init__(self, first: int) -> None:
         self._first = first
         self.expected = first
-        self._ahead: set[int] | frozenset[int] = _NONE
+        self.ahead: set[int] | frozenset[int] = _NONE
         self.early: dict[int, Early] = {}
         """By id: what came before the HEAD."""
 
@@ -39,7 +39,7 @@ class Openings:
         """A HEAD opens this exchange. Each comes once, and none is left out."""
         if number == self.expected:
             number += 2
-            ahead = self._ahead
+            ahead = self.ahead
             while number in ahead:
                 assert isinstance(ahead, set)
                 ahead.remove(number)
@@ -48,21 +48,21 @@ class Openings:
             return
         if self.has_come(number):
             raise SessionBroken(f"exchange {number}: opened twice")
-        ahead = self._ahead
+        ahead = self.ahead
         if not isinstance(ahead, set):
-            ahead = self._ahead = set()
+            ahead = self.ahead = set()
         ahead.add(number)
         if len(ahead) > MAX_IDS_AHEAD:
             raise SessionBroken(f"exchange {self.expected} never came, {MAX_IDS_AHEAD} later ones did")
 
     def has_come(self, number: int) -> bool:
         """Whether the peer has opened this exchange."""
-        return number < self.expected or number in self._ahead
+        return number < self.expected or number in self.ahead
 
     @property
     def total(self) -> int:
         """How many have come."""
-        return (self.expected - self._first) // 2 + len(self._ahead)
+        return (self.expected - self._first) // 2 + len(self.ahead)
 
     def early_of(self, lane: Lane, number: int) -> Early:
         """Where to keep what comes on `lane` for an exchange whose HEAD has not come."""

@@ -257,6 +257,12 @@ class RelayedEntry:
         self._answers_itself = answers_itself
         self._clock = clock
 
+    def handler_for(self, head: RequestHead, peer: Peer) -> Handler:
+        """What opens exchanges with this head: without a cache, an agent's session straight away."""
+        if self._cache is not None or (isinstance(peer, RelayedPeer) and peer.only_stored):
+            return self
+        return self._forward.splicing(head, peer) or self
+
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         if isinstance(peer, RelayedPeer) and peer.only_stored:
             sink = self._cache.open_stored(head, _Telling(client, self._clock)) if self._cache is not None else None

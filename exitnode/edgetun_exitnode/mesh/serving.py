@@ -29,11 +29,13 @@ class Tunnels(Protocol):
 
 
 class _View:
-    __slots__ = ("handler", "peer", "sender", "table")
+    """As the router's, it knows the table by its stamp alone."""
 
-    def __init__(self, table: RouteTable, handler: Handler, peer: RelayedPeer) -> None:
-        self.table = table
-        self.handler = handler
+    __slots__ = ("open", "peer", "sender", "stamp")
+
+    def __init__(self, stamp: object, handler: Handler, peer: RelayedPeer) -> None:
+        self.stamp = stamp
+        self.open = handler.open
         self.peer = peer
         self.sender = peer.sender
 
@@ -54,7 +56,7 @@ class Serving:
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
         view = head.view
-        if view.__class__ is not _View or view.table is not self._tunnels.table or view.sender != self.sender:
+        if view.__class__ is not _View or view.stamp is not self._tunnels.table.stamp or view.sender != self.sender:
             if not head.service:
                 return self._calls.open(head, peer, end, client)
             try:
@@ -63,7 +65,7 @@ class Serving:
                 client.on_reset(error)
                 return CLOSED
             head.view = view
-        return view.handler.open(head, view.peer, end, client)
+        return view.open(head, view.peer, end, client)
 
     def _look(self, head: RequestHead) -> _View:
         relayed = head.relayed
@@ -74,9 +76,10 @@ class Serving:
         table = self._tunnels.table
         plan = table.plans.get(head.service)
         if plan is not None and plan.stream is not None and head.protocol in STREAMS:
-            return _View(table, plan.stream, RelayedPeer(relayed, head.scheme, self.sender))
+            return _View(table.stamp, plan.stream, RelayedPeer(relayed, head.scheme, self.sender))
         route = plan.choose(normal_path(head.target)) if plan is not None else None
         if route is None:
             # The other one has a newer snapshot, or an older one; another holder may know the tunnel.
             raise NoSession(f"this exit node does not serve {head.service}")
-        return _View(table, route.relayed, RelayedPeer(relayed, head.scheme, self.sender))
+        peer = RelayedPeer(relayed, head.scheme, self.sender)
+        return _View(table.stamp, route.relayed_for(head, peer), peer)

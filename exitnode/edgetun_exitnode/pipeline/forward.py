@@ -16,12 +16,14 @@ from edgetun_core.http.exchange import CLOSED, RequestSink, ResponseSink
 from edgetun_core.http.message import Fields, Peer, RequestHead, ResponseHead
 from edgetun_core.http.stream import STREAMS
 from edgetun_core.snapshot import RouteRule, TunnelRule
+from edgetun_core.wire.exchanges import Incoming
 from edgetun_exitnode.cache.freshness import Told
 from edgetun_exitnode.observe.counters import Histogram, TunnelCounters
 from edgetun_exitnode.pipeline.answer import refuse
 from edgetun_exitnode.pipeline.forwarded import LoopDetected, build_forwarded_head
 from edgetun_exitnode.pipeline.limits import TooManyConcurrent
 from edgetun_exitnode.pipeline.relaying import MAX_HOPS, RelayedPeer, build_relayed_head, hops_of, take_told
+from edgetun_exitnode.pipeline.splicing import Splicing
 from edgetun_exitnode.stage_memos import StageMemos, next_serial
 
 MAX_WAITING = 1_000
@@ -127,15 +129,14 @@ class ForwardStage:
     """Passes exchanges of one route to a session of its tunnel."""
 
     __slots__ = (
-        "_clock",
-        "_max_concurrent",
         "_memo",
-        "_relayed",
         "_serial",
+        "clock",
         "counters",
         "grace_s",
         "in_flight",
         "latency",
+        "max_concurrent",
         "pool",
         "service",
         "strip",
@@ -160,22 +161,51 @@ class ForwardStage:
         self.counters = counters
         self.latency: Histogram = counters.upstream_seconds
         self.in_flight = 0
-        self._max_concurrent = route.limits.max_concurrent_requests
-        self._clock = clock
+        self.max_concurrent = route.limits.max_concurrent_requests
+        self.clock = clock
         memos = memos or StageMemos()
         self._memo = memos.forwarded
-        self._relayed = memos.relayed
         self._serial = next_serial()
 
     def open(self, head: RequestHead, peer: Peer, end: bool, client: ResponseSink) -> RequestSink:
-        if self._max_concurrent and self.in_flight >= self._max_concurrent:
+        if self.max_concurrent and self.in_flight >= self.max_concurrent:
             self.counters.refused += 1
-            return refuse(client, TooManyConcurrent(self._max_concurrent))
+            return refuse(client, TooManyConcurrent(self.max_concurrent))
         prepared = self._prepare(head, peer, client)
         if prepared is None:
             return CLOSED
-        exchange = _Forwarded(self, prepared, peer, end, client, self._clock())
+        if client.__class__ is Incoming and head.protocol is None:
+            spliced = Splicing(self, prepared, peer).start(end, client)
+            if spliced is not None:
+                return spliced
+        exchange = _Forwarded(self, prepared, peer, end, client, self.clock())
         exchange.start(None)
+        return CLOSED if exchange.is_over else exchange
+
+    def splicing(self, head: RequestHead, peer: Peer) -> Splicing | None:
+        """Opens exchanges with this head from another exit node; None when each is to be looked at by `open`."""
+        try:
+            prepared = self._find_prepared(head, peer) if head.protocol is None else None
+        except LoopDetected:
+            return None
+        return None if prepared is None else Splicing(self, prepared, peer)
+
+    def go_on(
+        self,
+        prepared: RequestHead,
+        peer: Peer,
+        end: bool,
+        client: ResponseSink,
+        started: float,
+        lost: Session,
+        has_answered: bool,
+        error: EdgetunError,
+    ) -> RequestSink:
+        """An exchange that was handed to the session `lost` without this stage failed there: as it would go on with it."""
+        self.in_flight += 1
+        self.counters.in_flight += 1
+        exchange = _Forwarded(self, prepared, peer, end, client, started)
+        exchange.fail_on(lost, has_answered, error)
         return CLOSED if exchange.is_over else exchange
 
     def open_at(self, owner: Way, home: Session, head: RequestHead, peer: Peer, client: FetchClient) -> RequestSink:
@@ -183,43 +213,62 @@ class ForwardStage:
         prepared = self._prepare(head, peer, client)
         if prepared is None:
             return CLOSED
-        exchange = _FetchedFromOwner(self, prepared, peer, client, self._clock(), owner, home)
+        exchange = _FetchedFromOwner(self, prepared, peer, client, self.clock(), owner, home)
         exchange.start(None)
         return CLOSED if exchange.is_over else exchange
 
     def _prepare(self, head: RequestHead, peer: Peer, client: ResponseSink) -> RequestHead | None:
         """The head for the agent, and counts; None when the client was told why not."""
-        key = (head, peer.address, self._serial)
-        prepared = self._memo.get(key) if head.protocol not in STREAMS else head  # TCP and UDP have no fields to add
-        if prepared is None:
-            try:
-                prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
-            except LoopDetected as error:
-                refuse(client, error)
-                return None
-            prepared.view = head
-            if head.recurs:
-                prepared.recurs = self._memo.put(key, prepared)
+        try:
+            prepared = self._find_prepared(head, peer)
+        except LoopDetected as error:
+            refuse(client, error)
+            return None
         self.in_flight += 1
         self.counters.in_flight += 1
         self.counters.forwarded += 1
         return prepared
 
+    def _find_prepared(self, head: RequestHead, peer: Peer) -> RequestHead:
+        key = (head, peer.address, self._serial)
+        prepared = self._memo.get(key) if head.protocol not in STREAMS else head  # TCP and UDP have no fields to add
+        if prepared is None:
+            prepared = build_forwarded_head(head, peer, self.tunnel_id, self.service, self.strip)
+            prepared.view = _MadeOf(head)
+            if head.recurs:
+                prepared.recurs = self._memo.put(key, prepared)
+        return prepared
+
     def now(self) -> float:
-        return self._clock()
+        return self.clock()
 
     def relayed_head(self, prepared: RequestHead, peer: Peer, *, is_fetch: bool = False) -> RequestHead:
         """What goes to another exit node in the place of what would go to an agent."""
-        head = prepared if prepared.protocol in STREAMS else prepared.view
-        assert isinstance(head, RequestHead)
-        hops = hops_of(peer)
-        key = (prepared, peer.address, hops, is_fetch)
-        relayed = self._relayed.get(key)
+        made_of = prepared.view
+        if not isinstance(made_of, _MadeOf):
+            return build_relayed_head(prepared, peer, self.tunnel_id, is_fetch=is_fetch)
+        relayed = made_of.fetched if is_fetch else made_of.relayed
         if relayed is None:
-            relayed = build_relayed_head(head, peer, self.tunnel_id, is_fetch=is_fetch)
+            relayed = build_relayed_head(made_of.head, peer, self.tunnel_id, is_fetch=is_fetch)
             if relayed.protocol is None and prepared.recurs:
-                relayed.recurs = self._relayed.put(key, relayed)
+                relayed.recurs = True
+                if is_fetch:
+                    made_of.fetched = relayed
+                else:
+                    made_of.relayed = relayed
         return relayed
+
+
+class _MadeOf:
+    """What a head for an agent was made of, and what goes to another exit node in its place: one per visitor's address, as that is."""
+
+    __slots__ = ("fetched", "head", "relayed")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.head = head
+        self.relayed: RequestHead | None = None
+        self.fetched: RequestHead | None = None
+        """The same for a fetch."""
 
 
 class _Held:
@@ -312,6 +361,13 @@ class _Forwarded:
         self._hand(session, self._stage.relayed_head(self._head, peer))
         return True
 
+    def fail_on(self, session: Session, has_answered: bool, error: EdgetunError) -> None:
+        """It was handed to this session before, which failed."""
+        self._tries = 1
+        self._session = session
+        self._has_answered = has_answered
+        self.on_reset(error)
+
     def _hand(self, session: Session, head: RequestHead) -> None:
         """Opens the exchange on a session."""
         self._tries += 1
@@ -334,10 +390,15 @@ class _Forwarded:
     def _pick_relay(self, avoid: Session | None) -> Session | None:
         """A link to another exit node that holds a session, where there is none here."""
         remote = self._stage.pool.remote
-        peer = self._peer
-        if remote is None or hops_of(peer) >= MAX_HOPS:
+        if remote is None:
             return None
-        session = remote.pick(avoid, peer.sender if isinstance(peer, RelayedPeer) else "")
+        peer = self._peer
+        sender = ""
+        if isinstance(peer, RelayedPeer):
+            if peer.hops >= MAX_HOPS:
+                return None
+            sender = peer.sender
+        session = remote.pick(avoid, sender)
         if session is not None:
             self._remote = remote
             self._stage.counters.relayed += 1
@@ -518,9 +579,9 @@ class _FetchedFromOwner(_Forwarded):
             self._wait(True)
         else:
             # This node owns it now, or nobody else is reached: into what the other nodes' requests join here.
-            head = self._head.view
-            assert isinstance(head, RequestHead)
-            self._hand(self._home, head)
+            made_of = self._head.view
+            assert isinstance(made_of, _MadeOf)
+            self._hand(self._home, made_of.head)
 
     def on_head(self, head: ResponseHead, end: bool) -> None:
         told, head = take_told(head)

@@ -36,7 +36,7 @@ class RoutePlan:
     A first stage with an `open_for` is asked once per head for what opens exchanges with it.
     """
 
-    __slots__ = ("_open_for", "handler", "relayed", "rule")
+    __slots__ = ("_open_for", "_relayed_for", "handler", "relayed", "rule")
 
     def __init__(self, rule: RouteRule, chain: RouteChain) -> None:
         self.rule = rule
@@ -44,8 +44,14 @@ class RoutePlan:
         self.relayed = chain.relayed
         self._open_for: Callable[[RequestHead], OpenFunction] | None = getattr(chain.handler, "open_for", None)
 
+        self._relayed_for: Callable[[RequestHead, Peer], Handler] | None = getattr(chain.relayed, "handler_for", None)
+
     def open_for(self, head: RequestHead) -> OpenFunction:
         return self.handler.open if self._open_for is None else self._open_for(head)
+
+    def relayed_for(self, head: RequestHead, peer: Peer) -> Handler:
+        """What takes exchanges with this head from another exit node."""
+        return self.relayed if self._relayed_for is None else self._relayed_for(head, peer)
 
 
 class TunnelPlan:

@@ -93,6 +93,8 @@ class ServicePool:
         if self._burst and current is not avoid:
             self._burst -= 1
             return current
+        if not self.sessions:
+            return None
         chosen = self._current = self._choose(avoid)
         self._burst = PICKS_PER_CHOICE - 1
         return chosen

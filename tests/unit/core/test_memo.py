@@ -27,7 +27,7 @@ def test_what_is_held_never_weighs_more_than_two_generations(puts: list[tuple[in
     memo: WeighedMemo[int, int] = WeighedMemo(lambda key, weight: weight, 1000, max_entry_bytes=300)
     for key, weight in puts:
         assert memo.put(key, weight) == (weight <= 300)
-        assert sum(memo._young.values()) <= 1000
+        assert sum(memo.young.values()) <= 1000
         assert sum(memo._old.values()) <= 1000
         assert memo.get(key) == weight or weight > 300
     memo.clear()

@@ -655,7 +655,7 @@ class TestLanes:
         for lane in (2, 1, 0):
             pair.deliver(pair.edge, lane)
         assert [opened.head.target for opened in pair.agent.opened] == [b"/2", b"/1", b"/0"]
-        assert pair.agent.session.mux._openings._ahead == set()
+        assert pair.agent.session.mux._openings.ahead == set()
         assert pair.agent.session.mux.served_total == 3
 
     def test_without_a_bulk_lane_nothing_moves(self):

@@ -615,7 +615,7 @@ def test_heads_seen_once_do_not_pile_up():
         bench.stage.open(head, PEER, True, Guest())
         bench.origin.exchanges.clear()
         if number % 100 == 0:
-            held = [*views._young, *views._old]
+            held = [*views.young, *views._old]
             assert sum(2 * len(head.fields[0][1]) + 1000 for head in held) < 2 * 6.5 * 1024 * 1024
     assert 500 < len(views) < 20_000
     assert bench.store.stored_bytes <= 100_000
