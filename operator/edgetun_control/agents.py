@@ -223,10 +223,7 @@ class AgentBook(SilentFleetListener):
                 entry.placed = where
                 entry.written = None
                 self._mark(*key)
-        shown = set(now.get("nodes") or ())
-        ours = {node.name.node for node, _ in entry.sessions.values()}
-        is_told_otherwise = any(shares.get(relay) != share for relay, share in _shares_here(entry).items())
-        if len(shown) < MOST_NODES and (not ours <= shown or shown & (entry.nodes_told - ours) or is_told_otherwise):
+        if _is_overwritten(entry, now):
             entry.written = None
             self._mark(*key)
 
@@ -277,10 +274,16 @@ class AgentBook(SilentFleetListener):
             status = wanted["status"]
             status["observedGeneration"] = stands["metadata"].get("generation") or 0
             status["conditions"] = self._conditions(bool(status["sessions"]), stands)
-            await self._cluster.apply_status(AGENT, stands, status, manager=MANAGER)
+            stands = await self._cluster.apply_status(AGENT, stands, status, manager=MANAGER)
             entry.nodes_told |= {node.name.node for node, _ in entry.sessions.values()}
         self.writes_total += 1
         entry.written = wanted
+        # Another replica's write may have come in after ours before we heard of our own.
+        now = self._agents.get(entry.name, entry.token.namespace)
+        is_behind = now is not None and stands is not None and _is_newer(now, stands)
+        if is_behind and now is not None and _is_overwritten(entry, now.get("status") or {}):
+            entry.written = None
+            self._mark(*self._key_by_name[Key(entry.token.namespace, entry.name)])
 
     async def _write_spec(self, entry: _Entry, spec: Object) -> Object | None:
         uid = await self._uid_of(entry.token)
@@ -503,6 +506,25 @@ def _shares_shown(status: Mapping[str, Any]) -> dict[str, int]:
     if len(shares) != len(relays):
         shares = [1] * len(relays)
     return {str(relay): int(share) for relay, share in zip(relays, shares, strict=True)}
+
+
+def _is_overwritten(entry: _Entry, status: Mapping[str, Any]) -> bool:
+    """Whether an agent's status lacks what this replica knows of its nodes, or has what is over."""
+    shown = set(status.get("nodes") or ())
+    if len(shown) >= MOST_NODES:
+        return False
+    ours = {node.name.node for node, _ in entry.sessions.values()}
+    shares = _shares_shown(status)
+    is_told_otherwise = any(shares.get(relay) != share for relay, share in _shares_here(entry).items())
+    return not ours <= shown or bool(shown & (entry.nodes_told - ours)) or is_told_otherwise
+
+
+def _is_newer(one: Object, other: Object) -> bool:
+    """Versions of a resource grow; what is no number is taken for newer."""
+    versions = [str(obj["metadata"].get("resourceVersion") or "") for obj in (one, other)]
+    if not all(version.isdecimal() for version in versions):
+        return versions[0] != versions[1]
+    return int(versions[0]) > int(versions[1])
 
 
 def _node_of(relay: str) -> str:

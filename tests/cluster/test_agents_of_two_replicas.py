@@ -13,7 +13,7 @@ import pytest
 
 from edgetun_cluster.client import Cluster
 from edgetun_cluster.connection import connect
-from edgetun_cluster.kinds import AGENT, Key, Object
+from edgetun_cluster.kinds import AGENT, Key, Kind, Object
 from edgetun_control.agents import AgentBook, Shown, agent_name
 from edgetun_control.exits.fleet import FollowingNode
 from edgetun_control.gathered_writes import GATHER_S
@@ -146,3 +146,38 @@ async def test_replicas_tell_each_other_of_weight_and_standby(
         await both_know({"exit-eu": -3, "exit-us": -3})
         first.session_closed(here, session("d"))
         await both_know({"exit-us": -3})
+
+
+async def test_what_another_replica_overwrote_before_a_write_returned_is_written_again(
+    cluster: ControlPlane, kubeconfig: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(cluster.install_crds, crds())
+    made = cluster.client.apply(token(namespace, "laptops"))
+    async with Cluster(await connect(kubeconfig)) as other, replica(kubeconfig, made) as book:
+        name = agent_name(made["metadata"]["name"], "laptop")
+        heard = asyncio.Event()
+
+        def take(agent: str, holders: dict[ExitNodeName, tuple[Endpoint, int]], tunnels: frozenset[str]) -> None:
+            if agent == f"{namespace}/{name}" and not holders and tunnels:
+                heard.set()
+
+        book.on_shown = take
+        apply_status = Cluster.apply_status
+
+        async def overtaken(self: Cluster, kind: Kind, obj: Object, status: Any, *, manager: str) -> Object | None:
+            written = await apply_status(self, kind, obj, status, manager=manager)
+            if not heard.is_set():
+                theirs = {**status, "nodes": ["exit-us"], "relays": [], "serves": ["team/shop"]}
+                await apply_status(other, kind, obj, theirs, manager=manager)
+                async with asyncio.timeout(20):
+                    await heard.wait()
+            return written
+
+        monkeypatch.setattr(Cluster, "apply_status", overtaken)
+        book.session_opened(exit_node("eu", Endpoint("10.0.0.1", 7445, 0)), session("a"))
+
+        def nodes() -> Any:
+            found = cluster.client.get(AGENT.api_version, AGENT.kind, name, namespace) or {}
+            return (found.get("status") or {}).get("nodes")
+
+        await eventually(lambda: heard.is_set() and nodes() == ["exit-eu", "exit-us"], 30)
