@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import tempfile
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import Any, cast
 
 from aioquic.quic import events
@@ -52,13 +53,14 @@ class AioquicConnection(QuicConnection):
         token = self._peer_cid.stateless_reset_token
         for start in range(0, len(data), segment):
             datagram = data[start : start + segment]
-            if token and datagram.endswith(token) and self._close_event is None:
+            if token and compare_digest(datagram[-len(token) :], token) and self._close_event is None:
                 self._reset()
                 return
             self.receive_datagram(datagram, address, now)
 
     def _reset(self) -> None:
-        """The peer knows nothing of this connection any more (RFC 9000 §10.3.1); the library does not look."""
+        """The peer knows nothing of this connection any more (RFC 9000 §10.3.1, also why the comparison takes as long whatever came);
+        the library does not look."""
         self._close_event = events.ConnectionTerminated(
             error_code=QuicErrorCode.NO_ERROR, frame_type=QuicFrameType.PADDING, reason_phrase=STATELESS_RESET
         )
