@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from edgetun_core.transport.tls_transport import LinkTls, Opening, TlsTransport
@@ -161,10 +162,12 @@ class PacedListener:
             self.accepted_total += 1
             task = loop.create_task(self._take(sock), name="handshake with a client")
             self._tasks.add(task)
-            task.add_done_callback(self._gone)
+            task.add_done_callback(partial(self._gone, sock))
 
-    def _gone(self, task: asyncio.Task[None]) -> None:
+    def _gone(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if task.cancelled():
+            sock.close()  # a task that was cancelled before its first step has closed nothing
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a connection could not be let in", exc_info=error)
         self._listen()

@@ -188,3 +188,12 @@ async def test_a_port_that_is_taken_is_an_oserror_and_leaves_nothing_open() -> N
         with pytest.raises(OSError, match="in use"):
             await listener.start("127.0.0.1", taken.getsockname()[1])
         assert listener._sockets == []
+
+
+async def test_who_is_accepted_in_the_moment_of_the_close_is_closed_too(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (listener, _):
+        with socket.create_connection(("127.0.0.1", listener.port)) as client:
+            await eventually(lambda: listener._accept(listener._sockets[0]) or listener.accepted_total, 10)
+            await listener.close()  # before the handshake's task had its first step
+            client.settimeout(10)
+            assert client.recv(1) == b""
