@@ -168,7 +168,7 @@ class PacedListener:
         self._tasks.discard(task)
         if task.cancelled():
             sock.close()  # a task that was cancelled before its first step has closed nothing
-        if not task.cancelled() and (error := task.exception()) is not None:
+        elif (error := task.exception()) is not None:
             log.error("a connection could not be let in", exc_info=error)
         self._listen()
 

@@ -280,8 +280,12 @@ class AgentBook(SilentFleetListener):
         entry.written = wanted
         # Another replica's write may have come in after ours before we heard of our own.
         now = self._agents.get(entry.name, entry.token.namespace)
-        is_behind = now is not None and stands is not None and _is_newer(now, stands)
-        if is_behind and now is not None and _is_overwritten(entry, now.get("status") or {}):
+        if (
+            now is not None
+            and stands is not None
+            and _is_newer(now, stands)
+            and _is_overwritten(entry, now.get("status") or {})
+        ):
             entry.written = None
             self._mark(*self._key_by_name[Key(entry.token.namespace, entry.name)])
 
