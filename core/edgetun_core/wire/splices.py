@@ -61,19 +61,7 @@ class Spliced(Outgoing):
         session: Handler,
         started: float,
     ) -> None:
-        self.mux = mux
-        self.id = number
-        self.lane = lane
-        self.recv_lane = lane
-        self.sending = ENDED if end else BODY
-        self.receiving = NO_HEAD
-        self.send_left = mux.send_window
-        self.recv_left = mux.exchange_window
-        self.recv_low = mux.exchange_low
-        self.flow = None
-        self.is_upgrade = False
-        self.client = client
-        self.take = client.on_data
+        super().__init__(mux, number, lane, client, end, False)
         if not end:
             self.head = head
         self.is_whole = end
